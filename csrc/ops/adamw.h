@@ -1,0 +1,25 @@
+// AdamW with decoupled weight decay and bias correction, and the global gradient norm.
+//                                                       Loshchilov & Hutter 2017, arXiv:1711.05101
+//   m = β1·m + (1-β1)·g;  v = β2·v + (1-β2)·g²;  p -= lr · (m̂ / (√v̂ + eps) + wd·p),  as torch.optim.AdamW orders it
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "core/context.h"
+
+namespace lowrank {
+
+struct AdamWConfig {
+  float lr, beta1, beta2, eps, weight_decay;
+  uint64_t step;        // 1 for the first update
+  float grad_scale;     // multiplies g first: clipping
+};
+
+// All [n] fp32.
+Status adamw_update(Context&, const AdamWConfig&, size_t n, const float* g, float* p, float* m, float* v);
+
+// Σ g² over all spans, in double over fixed blocks in order.
+Status grad_norm_squared(Context&, std::span<const std::span<const float>> gradients, double* sum);
+
+}  // namespace lowrank

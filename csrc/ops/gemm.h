@@ -1,0 +1,49 @@
+// The packed GEMM that everything dense runs on: fp32 activations, weights of any storage type,
+// unpacked to fp32 while a block of them is packed for the micro-kernel.   Goto & van de Geijn 2008
+//
+// One call computes several parts that share M, each a sum of products:
+//   C_p[M,N_p] (+)= Σ_t A_t[M,K_t] · B_t[K_t,N_p] + bias_p
+// which gives Y = [x | s]·[W | B]ᵀ for q, k and v in one pass, and dX = Σ dY_p·W_p + ds_p·A_p in another.
+//
+// Determinism: the K of each term is cut at fixed bounds and summed in order; only M and N are split
+// over threads, so the bits do not depend on their number. C must not overlap any A or B.
+#pragma once
+
+#include <span>
+
+#include "core/context.h"
+#include "ops/matrix.h"
+
+namespace lowrank {
+
+struct GemmTerm {
+  const float* a;           // A[m,k] at a[m * a_row + k * a_col]
+  size_t a_row, a_col;
+  Matrix b;
+  bool b_transposed;        // B[k,n] = b[n][k] (a weight [out, in] going forward), else b[k][n]
+  size_t k;                 // b.cols if b_transposed, else b.rows
+};
+
+struct GemmPart {
+  float* c;                 // C[m,n] at c[m * ldc + n]
+  size_t ldc, n;
+  std::span<const GemmTerm> terms;
+  const float* bias = nullptr;   // [n], added once
+  bool accumulate = false;       // C += instead of C =
+};
+
+// kShapeMismatch where a term's b does not fit (k, n), or b's row cut is not whole blocks.
+Status gemm(Context&, size_t m, std::span<const GemmPart> parts);
+
+// C[M,N] (+)= A · B for a single term.
+inline Status gemm(Context& context, size_t m, const GemmTerm& term, float* c, size_t ldc, size_t n, bool accumulate) {
+  const GemmPart part{c, ldc, n, {&term, 1}, nullptr, accumulate};
+  return gemm(context, m, {&part, 1});
+}
+
+// C[M,N] += Aᵀ·B with A[T,M], B[T,N] row-major (gradients of weights). `transposed_c` writes C[n * ldc + m], so that a
+// rank-r M stays the short side of the kernel.
+Status gemm_tn(Context&, size_t m, size_t n, size_t t, const float* a, size_t lda, const float* b, size_t ldb, float* c,
+               size_t ldc, bool transposed_c);
+
+}  // namespace lowrank

@@ -1,0 +1,27 @@
+// The language-model head, softmax cross-entropy and the gradient of its input in one pass over the vocabulary: attention with
+// K = V = W, online softmax over blocks of vocabulary rows. No [n, V] logits exist, at most a block of them.
+//   nll[i] = logsumexp_v(h[i]·w[v]) - h[i]·w[target[i]]
+//   dh[i]  = grad_scale · (Σ_v softmax_v · w[v] - w[target[i]])
+// With a trained head (grad_w set) a second pass over vocabulary blocks recomputes their logits:
+//   dw[v] += grad_scale · Σ_i (softmax_v[i] - [v = target[i]]) · h[i]
+// Rows are the supervised ones only: the caller drops rows labelled -100.   cf. Wijmans et al. 2024, arXiv:2411.09009
+#pragma once
+
+#include <cstdint>
+
+#include "core/context.h"
+#include "ops/matrix.h"
+
+namespace lowrank {
+
+struct HeadLoss {
+  double nll_sum = 0;   // in row order
+  size_t correct = 0;   // rows whose largest logit (the first of equals) is the target
+};
+
+// h: [n, C] contiguous; w: [V, C]; targets: [n] in [0, V), else kShapeMismatch. dh (null: loss only): [n, C], written (=).
+// grad_w (null: frozen): [V, C] fp32, accumulated.
+Status linear_cross_entropy(Context&, const float* h, const Matrix& w, const int32_t* targets, size_t n, float grad_scale,
+                            float* dh, float* grad_w, HeadLoss* loss);
+
+}  // namespace lowrank

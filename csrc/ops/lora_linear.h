@@ -1,0 +1,56 @@
+// Linear projections of one input with their LoRA attachments, fused:      Hu et al. 2021, arXiv:2106.09685
+//   y_p = x·W_pᵀ + bias_p + Σ_l scale_l · drop_l(x)·A_lᵀ·B_lᵀ      run as  [x | s]·[W | B]ᵀ,  s = scale · drop(x)·Aᵀ
+//   dx  = Σ_p dy_p·W_p + drop'(ds·A),  ds = scale · dy·B           run as  [dy | ds]·[W ; A]
+//   dA += dsᵀ·drop(x),  dB += dyᵀ·s,  dbias += Σ_t dy,  dW += dyᵀ·x        (each only where its gradient pointer is set)
+// Without dropout all A of the group are read in one pass over x. Gradients are accumulated (+=).
+// Dropout: element (t, c) of module `module` is kept where philox(seed, module, t * in + c) says so; see dropout.h.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "core/context.h"
+#include "ops/matrix.h"
+
+namespace lowrank {
+
+struct LoraAttachment {
+  const float* a;      // [r, in]
+  const float* b;      // [out, r]
+  size_t r;
+  float scale;         // alpha / r, or alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732)
+  float dropout = 0;   // probability of dropping an input element; 0 outside training
+  uint64_t module = 0; // Philox stream of its mask
+  float* grad_a = nullptr;   // [r, in]; null: frozen
+  float* grad_b = nullptr;   // [out, r]
+};
+
+struct Projection {
+  Matrix weight;             // [out, in]
+  const float* bias = nullptr;
+  std::span<const LoraAttachment> loras;
+  float* grad_weight = nullptr;  // [out, in] fp32; null: frozen
+  float* grad_bias = nullptr;
+};
+
+// s holds [T, Σ r] over all attachments of the group, in order; the backward reads it. y of projection p is
+// y[p][t * y_stride[p] + n]. `accumulate`: y += (used for residuals).
+size_t lora_rank_sum(std::span<const Projection> group);
+
+struct LinearArgs {
+  size_t tokens, in;
+  const float* x;            // [T, in], row stride x_stride
+  size_t x_stride;
+  std::span<const Projection> group;
+  float* s;                  // [T, lora_rank_sum(group)]
+  uint64_t seed = 0;         // of this step's dropout masks
+};
+
+Status lora_linear_forward(Context&, const LinearArgs&, std::span<float* const> y, std::span<const size_t> y_stride,
+                           bool accumulate);
+
+// dx (may be null where nothing below is trained): [T, in], row stride dx_stride; = or += by accumulate_dx.
+Status lora_linear_backward(Context&, const LinearArgs&, std::span<const float* const> dy, std::span<const size_t> dy_stride,
+                            float* dx, size_t dx_stride, bool accumulate_dx);
+
+}  // namespace lowrank
