@@ -1,0 +1,23 @@
+// The table of single-threaded kernels of one instruction-set level. Each group is declared in its op's
+// *_kernels.h and defined in *_kernels.cpp, which CMake compiles once per level with -DLR_ISA=<namespace>; only this table
+// crosses from those units to the rest, so no instruction leaks below its level.
+#pragma once
+
+#include "core/cpu_level.h"
+#include "ops/cpu/attention_kernels.h"
+#include "ops/cpu/elementwise_kernels.h"
+#include "ops/cpu/gemm_kernels.h"
+
+namespace lowrank {
+
+struct Kernels {
+  CpuLevel level;
+  const GemmKernels& gemm;
+  const AttentionKernels& attention;
+  const ElementwiseKernels& elementwise;
+};
+
+// The kernels of a level that available_levels() lists.
+const Kernels& kernels_for(CpuLevel level);
+
+}  // namespace lowrank

@@ -1,0 +1,280 @@
+import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
+import { type ErrorCode, LowrankError } from './errors.ts';
+
+// The contract with csrc/addon: this file alone loads the binary. Options are validated before they get here; native code
+// checks shapes and file contents again and throws errors that carry `code`.
+
+/** A value of a GGUF file's metadata. 64-bit integers beyond 2^53 are bigint. */
+export type GgufValue = string | number | bigint | boolean | GgufValue[];
+
+export interface NativeTensorInfo {
+  name: string;
+  /** Storage type: F32, BF16, F16, Q4_1, Q4_K, … */
+  dtype: string;
+  /** Row-major as in safetensors: [out, in] for a weight, GGUF's dimensions reversed. */
+  shape: number[];
+  bytes: number;
+}
+
+/** A memory-mapped safetensors or GGUF file. Stays usable by models that bound its tensors after close(). */
+export interface NativeTensorFile {
+  readonly path: string;
+  readonly format: 'safetensors' | 'gguf';
+  tensors(): NativeTensorInfo[];
+  /** safetensors' __metadata__ (strings) or GGUF's key-value pairs. */
+  metadata(): Record<string, GgufValue>;
+  /** Any float or block type as fp32. */
+  read(name: string): Float32Array;
+  /** The tensor's bytes as they lie in the file. */
+  readRaw(name: string): Uint8Array;
+  close(): void;
+}
+
+export interface NativeTensorData {
+  name: string;
+  /** F32, BF16, F16, I64, I32, U8 */
+  dtype: string;
+  shape: number[];
+  data: ArrayBufferView;
+}
+
+export interface NativeRopeConfig {
+  kind: 'default' | 'linear' | 'dynamic' | 'yarn' | 'llama3';
+  theta: number;
+  /** Rotated part of a head; even. */
+  rotaryDim: number;
+  factor?: number;
+  maxPosition: number;
+  originalMaxPosition?: number;
+  lowFreqFactor?: number;
+  highFreqFactor?: number;
+  betaFast?: number;
+  betaSlow?: number;
+  attentionFactor?: number;
+  mscale?: number;
+  mscaleAllDim?: number;
+  truncate?: boolean;
+}
+
+/** The decoder as data: see csrc/model/config.h. */
+export interface NativeModelConfig {
+  vocabSize: number;
+  hiddenSize: number;
+  intermediateSize: number;
+  layers: number;
+  heads: number;
+  kvHeads: number;
+  headDim: number;
+  normEps: number;
+  /** lm_head shares embed_tokens. */
+  tiedHead: boolean;
+  /** Biases on q, k and v; on o; on gate, up and down. */
+  qkvBias: boolean;
+  outputBias: boolean;
+  mlpBias: boolean;
+  /** Sliding window of each layer; 0: none. */
+  windows: number[];
+  rope: NativeRopeConfig;
+}
+
+/** T packed tokens of several sequences; never padded. */
+export interface NativeBatch {
+  ids: Int32Array;
+  /** Position of each token in its own sequence. */
+  positions: Int32Array;
+  /** Sequence i holds tokens starts[i] to starts[i + 1]; [0, …, T]. */
+  starts: Int32Array;
+}
+
+export interface NativeTrainBatch extends NativeBatch {
+  /** What each token is to predict, already shifted; -100: nothing. */
+  targets: Int32Array;
+}
+
+export interface NativeLoss {
+  nllSum: number;
+  /** Supervised tokens. */
+  tokens: number;
+  /** Supervised tokens whose most likely prediction was the target. */
+  correct: number;
+}
+
+export interface NativeLoraModule {
+  /** e.g. model.layers.0.self_attn.q_proj */
+  module: string;
+  r: number;
+  /** alpha / r, or alpha / sqrt(r) with rsLoRA. */
+  scale: number;
+  dropout: number;
+}
+
+export interface NativeParameter {
+  /** `${module}.lora_A.${adapter}`, `${module}.lora_B.${adapter}`, or the tensor's name in the safetensors files. */
+  name: string;
+  shape: number[];
+  dtype: string;
+  trainable: boolean;
+}
+
+export interface NativeSampling {
+  /** 0: greedy. */
+  temperature: number;
+  /** 0: off. */
+  topK: number;
+  /** 1: off. */
+  topP: number;
+  /** 0: off. */
+  minP: number;
+  /** 1: off. */
+  repetitionPenalty: number;
+  seed: number;
+}
+
+export interface NativeSampled {
+  ids: Int32Array;
+  /** Log-probability of each id under the model's own distribution (before temperature and filters). */
+  logprobs: Float32Array;
+}
+
+/** Keys and values of `rows` sequences of up to `capacity` tokens each. */
+export interface NativeCache {
+  /**
+   * Runs new tokens of some rows (row r's come from ids[starts[r]] to ids[starts[r + 1]]; a row without any is skipped), appends them
+   * to the cache and samples one next token for each row that had some (-1 for the others). `step` numbers the draw.
+   */
+  decode(ids: Int32Array, starts: Int32Array, sampling: NativeSampling, step: number): Promise<NativeSampled>;
+  dispose(): void;
+}
+
+export interface NativeModel {
+  readonly config: NativeModelConfig;
+  /** Every tensor the decoder needs, by its safetensors name, with its shape. */
+  slots(): { name: string; shape: number[] }[];
+  /**
+   * Uses a file's tensor in place, in its storage type. `unpermuteHeads`: rows lie in interleaved-RoPE order for that many heads (as
+   * in llama GGUFs) and are copied back to half-split order.
+   */
+  bind(slot: string, file: NativeTensorFile, tensor: string, unpermuteHeads?: number): void;
+  setTensor(slot: string, data: Float32Array): void;
+  /** Throws INVALID_CONFIG listing the slots without a tensor. */
+  ready(): void;
+
+  /** Adds an adapter with its LoRA modules, A and B zero; an active adapter's parameters take part in forward. */
+  addAdapter(adapter: string, modules: NativeLoraModule[]): void;
+  /** Gives `adapter` its own fp32 copy of a base tensor, used in its place while the adapter is active (modules_to_save, biases). */
+  addOverride(adapter: string, slot: string): void;
+  removeAdapter(adapter: string): void;
+  setActiveAdapters(adapters: string[]): void;
+  /** Marks which parameters receive gradients. */
+  setTrainable(names: string[]): void;
+
+  /** Base tensors, then adapters' parameters; overrides are named `${slot}.${adapter}`. */
+  parameters(): NativeParameter[];
+  /** fp32 copy of a parameter. */
+  readParameter(name: string): Float32Array;
+  writeParameter(name: string, data: Float32Array): void;
+
+  /** Logits [T, vocabSize]. */
+  logits(batch: NativeBatch): Promise<Float32Array>;
+  /** Loss without gradients, dropout off. */
+  evaluate(batch: NativeTrainBatch): Promise<NativeLoss>;
+  createCache(rows: number, capacity: number): NativeCache;
+  dispose(): void;
+}
+
+export interface NativeAdamW {
+  learningRate: number;
+  beta1: number;
+  beta2: number;
+  epsilon: number;
+  weightDecay: number;
+  /** 0: no clipping. */
+  maxGradNorm: number;
+}
+
+/** Gradients, optimizer state and workspace of a model's trainable parameters. */
+export interface NativeSession {
+  /**
+   * Forward and backward of one micro-batch: adds gradScale · d(Σ nll) to the gradients. Give 1 / (supervised tokens of the whole step) to get the
+   * mean over all of them. `step` and `micro` choose the dropout masks.
+   */
+  accumulate(batch: NativeTrainBatch, options: { gradScale: number; seed: number; step: number; micro: number }): Promise<NativeLoss>;
+  /**
+   * Clips and updates, then zeroes the gradients. A non-finite norm updates nothing: `skipped`. `noDecay` names parameters without
+   * weight decay.
+   */
+  update(options: NativeAdamW): Promise<{ gradNorm: number; skipped: boolean }>;
+  zeroGradients(): void;
+  readGradient(name: string): Float32Array;
+  /** Updates so far: AdamW's t. */
+  optimizerStep: number;
+  readOptimizer(name: string): { m: Float32Array; v: Float32Array };
+  writeOptimizer(name: string, m: Float32Array, v: Float32Array): void;
+  /** Bytes held, by component, for micro-batches of up to `maxTokens`. */
+  plan(): Record<string, number>;
+  dispose(): void;
+}
+
+export interface NativeSystemInfo {
+  isa: string;
+  isaLevels: string[];
+  threads: number;
+  /** Peak resident bytes of this process so far. */
+  peakMemory: number;
+  compiler: string;
+}
+
+export interface NativeAddon {
+  systemInfo(): NativeSystemInfo;
+  openTensorFile(path: string): NativeTensorFile;
+  /** Writes to a temporary name beside `path`, fsyncs and renames. */
+  writeSafetensors(path: string, tensors: NativeTensorData[], metadata: Record<string, string>): Promise<void>;
+  createModel(config: NativeModelConfig): NativeModel;
+  createSession(model: NativeModel, options: { maxTokens: number; checkpointing: boolean; noDecay: string[] }): NativeSession;
+  /** What a session of this kind would hold, in bytes, before anything is allocated. */
+  planSession(model: NativeModel, options: { maxTokens: number; checkpointing: boolean }): Record<string, number>;
+  kernels: Record<string, (...args: never[]) => unknown>;
+}
+
+function load(): NativeAddon {
+  const root = fileURLToPath(new URL('..', import.meta.url));
+  try {
+    return createRequire(import.meta.url)('node-gyp-build')(root) as NativeAddon;
+  } catch (cause) {
+    throw new LowrankError(
+      'NATIVE_NOT_FOUND',
+      `no native binary of lowrank fits ${process.platform}-${process.arch} (Node ${process.versions.node}); build it with: npx lowrank build`,
+      { cause },
+    );
+  }
+}
+
+let addon: NativeAddon | undefined;
+
+/** The native addon, loaded at first use. */
+export function native(): NativeAddon {
+  addon ??= load();
+  return addon;
+}
+
+/** A native error (which carries `code`) as a LowrankError; others pass through. */
+export function fromNative(error: unknown): unknown {
+  if (error instanceof LowrankError || !(error instanceof Error)) return error;
+  const code = (error as { code?: unknown }).code;
+  if (typeof code === 'string' && /^[A-Z_]+$/.test(code) && 'lowrank' in error) {
+    return new LowrankError(code as ErrorCode, error.message, { cause: error });
+  }
+  return error;
+}
+
+/** Runs a native call and turns its errors into LowrankErrors. */
+export function call<T>(run: () => T): T {
+  try {
+    const result = run();
+    if (result instanceof Promise) return result.catch((error: unknown) => Promise.reject(fromNative(error))) as T;
+    return result;
+  } catch (error) {
+    throw fromNative(error);
+  }
+}
