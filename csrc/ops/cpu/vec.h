@@ -159,9 +159,10 @@ struct V {
 #endif
 
 // exp(x), relative error below 3e-7 on [-87.3, 88]; outside, the value at the nearer end (1.2e-38 or 1.6e38).
+// NaN stays NaN.
 // Range reduction by two-part ln 2, then the degree-6 minimax polynomial of Cephes' expf.
 LR_INLINE V::T vexp(V::T x) {
-  x = V::max(V::min(x, V::set(88.0f)), V::set(-87.3f));
+  x = V::max(V::set(-87.3f), V::min(V::set(88.0f), x));  // x86 returns the second operand where one is NaN
   const V::T n = V::round(V::mul(x, V::set(1.44269504088896341f)));
   V::T r = V::fnma(n, V::set(0.693359375f), x);
   r = V::fnma(n, V::set(-2.12194440e-4f), r);

@@ -1,0 +1,288 @@
+// Norms, SwiGLU, dropout, AdamW and sums: one pass over memory each, so the floor is bytes (SwiGLU and the softmax: one exp
+// an element; dropout: a tenth of a Philox). Every kernel walks whole vectors and ends with one masked vector.
+#include "ops/cpu/elementwise_kernels.h"
+
+#include "ops/cpu/vec.h"
+
+namespace lowrank::LR_ISA {
+namespace {
+
+// How a kernel's body touches memory: whole vectors, then the last `n` lanes.
+struct Whole {
+  LR_INLINE V::T load(const float* p, size_t) { return V::load(p); }
+  LR_INLINE void store(float* p, V::T x, size_t) { V::store(p, x); }
+};
+struct Part {
+  LR_INLINE V::T load(const float* p, size_t n) { return V::load_n(p, n); }
+  LR_INLINE void store(float* p, V::T x, size_t n) { V::store_n(p, x, n); }
+};
+
+// body(access, i, n) for every vector of [0, n).
+template <class Body>
+LR_INLINE void for_each_vector(size_t n, const Body& body) {
+  size_t i = 0;
+  for (; i + V::kWidth <= n; i += V::kWidth) body(Whole{}, i, V::kWidth);
+  if (i < n) body(Part{}, i, n - i);
+}
+
+// Σ over [0, n) of term(access, i, n, sum so far), in four interleaved sums that hide the latency of the additions.
+template <class Term>
+LR_INLINE float sum_over_vectors(size_t n, const Term& term) {
+  V::T sum0 = V::zero(), sum1 = V::zero(), sum2 = V::zero(), sum3 = V::zero();
+  size_t i = 0;
+  for (; i + 4 * V::kWidth <= n; i += 4 * V::kWidth) {
+    sum0 = term(Whole{}, i, V::kWidth, sum0);
+    sum1 = term(Whole{}, i + V::kWidth, V::kWidth, sum1);
+    sum2 = term(Whole{}, i + 2 * V::kWidth, V::kWidth, sum2);
+    sum3 = term(Whole{}, i + 3 * V::kWidth, V::kWidth, sum3);
+  }
+  for (; i + V::kWidth <= n; i += V::kWidth) sum0 = term(Whole{}, i, V::kWidth, sum0);
+  if (i < n) sum1 = term(Part{}, i, n - i, sum1);
+  return V::sum(V::add(V::add(sum0, sum1), V::add(sum2, sum3)));
+}
+
+// ── RMSNorm ──
+
+void rmsnorm_forward(const float* x, const float* w, float eps, size_t rows, size_t channels, float* y, float* inv_rms) {
+  for (size_t row = 0; row < rows; ++row, x += channels, y += channels) {
+    const float squares = sum_over_vectors(channels, [&](auto access, size_t c, size_t n, V::T sum) {
+      const V::T value = access.load(x + c, n);
+      return V::fma(value, value, sum);
+    });
+    const float inverse = 1.0f / __builtin_sqrtf(squares / static_cast<float>(channels) + eps);
+    inv_rms[row] = inverse;
+    const V::T inverses = V::set(inverse);
+    for_each_vector(channels, [&](auto access, size_t c, size_t n) {
+      access.store(y + c, V::mul(access.load(w + c, n), V::mul(access.load(x + c, n), inverses)), n);
+    });
+  }
+}
+
+// dx = inv·(w·dy) - x · inv³/C · Σ w·dy·x
+void rmsnorm_backward(const float* x, const float* w, const float* inv_rms, const float* dy, size_t rows, size_t channels,
+                      float* dx, bool accumulate) {
+  for (size_t row = 0; row < rows; ++row, x += channels, dy += channels, dx += channels) {
+    const float dot = sum_over_vectors(channels, [&](auto access, size_t c, size_t n, V::T sum) {
+      return V::fma(V::mul(access.load(dy + c, n), access.load(w + c, n)), access.load(x + c, n), sum);
+    });
+    const float inverse = inv_rms[row];
+    const V::T inverses = V::set(inverse);
+    const V::T along_x = V::set(dot / static_cast<float>(channels) * inverse * inverse * inverse);
+    for_each_vector(channels, [&](auto access, size_t c, size_t n) {
+      const V::T weighted = V::mul(access.load(dy + c, n), access.load(w + c, n));
+      V::T gradient = V::fnma(access.load(x + c, n), along_x, V::mul(weighted, inverses));
+      if (accumulate) gradient = V::add(access.load(dx + c, n), gradient);
+      access.store(dx + c, gradient, n);
+    });
+  }
+}
+
+void rmsnorm_grad_weight(const float* x, const float* inv_rms, const float* dy, size_t tokens, size_t channels, size_t begin,
+                         size_t end, float* dw) {
+  for (size_t token = 0; token < tokens; ++token, x += channels, dy += channels) {
+    const V::T inverse = V::set(inv_rms[token]);
+    const float *x_range = x + begin, *dy_range = dy + begin;
+    float* dw_range = dw + begin;
+    for_each_vector(end - begin, [&](auto access, size_t c, size_t n) {
+      const V::T normed = V::mul(access.load(x_range + c, n), inverse);
+      access.store(dw_range + c, V::fma(access.load(dy_range + c, n), normed, access.load(dw_range + c, n)), n);
+    });
+  }
+}
+
+// ── SwiGLU ──
+
+LR_INLINE V::T sigmoid(V::T x) { return V::div(V::set(1.0f), V::add(V::set(1.0f), vexp(V::sub(V::zero(), x)))); }
+
+void swiglu_forward(const float* g, const float* u, size_t n, float* h) {
+  for_each_vector(n, [&](auto access, size_t i, size_t lanes) {
+    const V::T gate = access.load(g + i, lanes);
+    access.store(h + i, V::mul(V::mul(gate, sigmoid(gate)), access.load(u + i, lanes)), lanes);
+  });
+}
+
+// silu'(g) = σ·(1 + g·(1 - σ))
+void swiglu_backward(const float* g, const float* u, const float* dh, size_t n, float* dg, float* du) {
+  for_each_vector(n, [&](auto access, size_t i, size_t lanes) {
+    const V::T one = V::set(1.0f);
+    const V::T gate = access.load(g + i, lanes), up = access.load(u + i, lanes), gradient = access.load(dh + i, lanes);
+    const V::T sigma = sigmoid(gate);
+    const V::T slope = V::mul(sigma, V::fma(gate, V::sub(one, sigma), one));
+    access.store(dg + i, V::mul(V::mul(gradient, up), slope), lanes);
+    access.store(du + i, V::mul(gradient, V::mul(gate, sigma)), lanes);
+  });
+}
+
+// ── Sums and scaling ──
+
+void add(const float* x, size_t n, float* y) {
+  for_each_vector(n, [&](auto access, size_t i, size_t lanes) {
+    access.store(y + i, V::add(access.load(y + i, lanes), access.load(x + i, lanes)), lanes);
+  });
+}
+
+void scale(float factor, size_t n, float* y) {
+  const V::T factors = V::set(factor);
+  for_each_vector(n, [&](auto access, size_t i, size_t lanes) {
+    access.store(y + i, V::mul(access.load(y + i, lanes), factors), lanes);
+  });
+}
+
+double sum_of_squares(const float* x, size_t n) {
+  constexpr size_t kSums = 16;
+  double sums[kSums] = {};
+  size_t i = 0;
+  for (; i + kSums <= n; i += kSums) {
+    for (size_t j = 0; j < kSums; ++j) sums[j] += static_cast<double>(x[i + j]) * static_cast<double>(x[i + j]);
+  }
+  for (size_t j = 0; i < n; ++i, ++j) sums[j] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  double total = 0;
+  for (double sum : sums) total += sum;
+  return total;
+}
+
+// ── Dropout ──
+
+constexpr size_t kCounters = 64;               // of a block: enough to fill any vector, few enough to stay in L1
+constexpr size_t kElementsPerCounter = 8;      // 16 bits each
+constexpr size_t kBlockElements = kCounters * kElementsPerCounter;
+
+// core/philox.h's philox4x32 for kCounters consecutive counters, as straight-line code that the compiler vectorises.
+void philox_block(uint64_t counter, uint64_t seed, uint64_t stream, uint32_t* words) {
+  const uint32_t low = static_cast<uint32_t>(counter), high = static_cast<uint32_t>(counter >> 32);
+  for (uint32_t j = 0; j < kCounters; ++j) {
+    uint32_t word0 = low + j, word1 = high + (word0 < low ? 1 : 0);
+    uint32_t word2 = static_cast<uint32_t>(stream), word3 = static_cast<uint32_t>(stream >> 32);
+    uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+#pragma GCC unroll 10
+    for (int round = 0; round < 10; ++round) {
+      const uint64_t product0 = uint64_t{0xD2511F53u} * word0, product1 = uint64_t{0xCD9E8D57u} * word2;
+      word0 = static_cast<uint32_t>(product1 >> 32) ^ word1 ^ key0;
+      word1 = static_cast<uint32_t>(product1);
+      word2 = static_cast<uint32_t>(product0 >> 32) ^ word3 ^ key1;
+      word3 = static_cast<uint32_t>(product0);
+      key0 += 0x9E3779B9u;
+      key1 += 0xBB67AE85u;
+    }
+    words[4 * j] = word0;
+    words[4 * j + 1] = word1;
+    words[4 * j + 2] = word2;
+    words[4 * j + 3] = word3;
+  }
+}
+
+template <bool kAccumulate>
+void apply_mask(const float* x, const uint16_t* bits, size_t n, uint32_t threshold, float factor, float* y) {
+#pragma GCC ivdep  // y is x or lies apart from it
+  for (size_t i = 0; i < n; ++i) {
+    const float kept = bits[i] >= threshold ? x[i] * factor : 0.0f;
+    y[i] = kAccumulate ? y[i] + kept : kept;
+  }
+}
+
+void dropout(const float* x, size_t n, uint64_t first, uint32_t threshold, float factor, uint64_t seed, uint64_t module,
+             float* y, bool accumulate) {
+  alignas(64) uint32_t words[kCounters * 4];
+  alignas(64) uint16_t bits[kBlockElements];
+  size_t skipped = first % kElementsPerCounter;  // bits of the first counter that belong to earlier elements
+  for (uint64_t counter = first / kElementsPerCounter; n > 0; counter += kCounters) {
+    philox_block(counter, seed, module, words);
+    memcpy(bits, words, sizeof bits);  // little-endian: low half first
+    const size_t count = n < kBlockElements - skipped ? n : kBlockElements - skipped;
+    (accumulate ? apply_mask<true> : apply_mask<false>)(x, bits + skipped, count, threshold, factor, y);
+    x += count;
+    y += count;
+    n -= count;
+    skipped = 0;
+  }
+}
+
+// ── AdamW ──
+
+// torch.optim.adamw's _single_tensor_adamw, operation by operation.
+void adamw(const AdamWFactors& factors, size_t n, const float* g, float* p, float* m, float* v) {
+  const V::T grad_scale = V::set(factors.grad_scale), decay = V::set(factors.decay);
+  const V::T one_minus_beta1 = V::set(factors.one_minus_beta1), beta2 = V::set(factors.beta2);
+  const V::T one_minus_beta2 = V::set(factors.one_minus_beta2), root_correction2 = V::set(factors.root_correction2);
+  const V::T eps = V::set(factors.eps), step_size = V::set(factors.step_size);
+  for_each_vector(n, [&](auto access, size_t i, size_t lanes) {
+    const V::T gradient = V::mul(access.load(g + i, lanes), grad_scale);
+    V::T first = access.load(m + i, lanes), second = access.load(v + i, lanes);
+    first = V::fma(one_minus_beta1, V::sub(gradient, first), first);
+    second = V::fma(V::mul(one_minus_beta2, gradient), gradient, V::mul(second, beta2));
+    const V::T denominator = V::add(V::div(V::sqrt(second), root_correction2), eps);
+    const V::T decayed = V::mul(access.load(p + i, lanes), decay);
+    access.store(p + i, V::fnma(step_size, V::div(first, denominator), decayed), lanes);
+    access.store(m + i, first, lanes);
+    access.store(v + i, second, lanes);
+  });
+}
+
+// ── Online softmax ──
+
+// A row's shift follows its maximum only when that grew by more than this, since a new shift costs a rescaling of all
+// results so far; exp(6) is nothing to fp32.
+constexpr float kShiftSlack = 6.0f;
+
+LR_INLINE float scalar_exp(float x) {
+  float lanes[V::kWidth];
+  V::store(lanes, vexp(V::set(x)));
+  return lanes[0];
+}
+
+LR_INLINE float largest_of(const float* x, size_t n) {
+  V::T largest0 = V::set(-__builtin_inff()), largest1 = largest0;
+  size_t i = 0;
+  for (; i + 2 * V::kWidth <= n; i += 2 * V::kWidth) {
+    largest0 = V::max(largest0, V::load(x + i));
+    largest1 = V::max(largest1, V::load(x + i + V::kWidth));
+  }
+  float largest = V::hmax(V::max(largest0, largest1));
+  for (; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
+  return largest;
+}
+
+void softmax_block(float* x, size_t n, SoftmaxState* state) {
+  state->largest = largest_of(x, n);
+  state->rescale = 1.0f;
+  if (state->largest > state->shift + kShiftSlack) {
+    state->rescale = scalar_exp(state->shift - state->largest);
+    state->sum *= static_cast<double>(state->rescale);
+    state->shift = state->largest;
+  }
+  const V::T shift = V::set(state->shift);
+  V::T sum0 = V::zero(), sum1 = V::zero();
+  size_t i = 0;
+  for (; i + 2 * V::kWidth <= n; i += 2 * V::kWidth) {
+    const V::T e0 = vexp(V::sub(V::load(x + i), shift)), e1 = vexp(V::sub(V::load(x + i + V::kWidth), shift));
+    V::store(x + i, e0);
+    V::store(x + i + V::kWidth, e1);
+    sum0 = V::add(sum0, e0);
+    sum1 = V::add(sum1, e1);
+  }
+  float sum = V::sum(V::add(sum0, sum1));
+  for (; i < n; ++i) {
+    x[i] = scalar_exp(x[i] - state->shift);
+    sum += x[i];
+  }
+  state->sum += static_cast<double>(sum);
+}
+
+}  // namespace
+
+extern const ElementwiseKernels kElementwiseKernels;
+const ElementwiseKernels kElementwiseKernels = {
+    .rmsnorm_forward = rmsnorm_forward,
+    .rmsnorm_backward = rmsnorm_backward,
+    .rmsnorm_grad_weight = rmsnorm_grad_weight,
+    .swiglu_forward = swiglu_forward,
+    .swiglu_backward = swiglu_backward,
+    .add = add,
+    .scale = scale,
+    .dropout = dropout,
+    .adamw = adamw,
+    .sum_of_squares = sum_of_squares,
+    .softmax_block = softmax_block,
+};
+
+}  // namespace lowrank::LR_ISA
