@@ -11,7 +11,7 @@
 namespace lowrank {
 
 struct AdamWConfig {
-  float lr, beta1, beta2, eps, weight_decay;
+  double lr, beta1, beta2, eps, weight_decay;   // double: 1 - 0.999f is off by 1e-5
   uint64_t step;        // 1 for the first update
   float grad_scale;     // multiplies g first: clipping
 };

@@ -1,0 +1,51 @@
+#include "ops/adamw.h"
+
+#include <cmath>
+#include <vector>
+
+#include "ops/cpu/kernels.h"
+#include "ops/row_chunks.h"
+
+namespace lowrank {
+
+Status adamw_update(Context& context, const AdamWConfig& config, size_t n, const float* g, float* p, float* m, float* v) {
+  if (config.step == 0) return error(Code::kInvalidOption, "step is 0, but AdamW counts its updates from 1");
+  const double step = static_cast<double>(config.step);
+  const AdamWFactors factors{
+      .grad_scale = config.grad_scale,
+      .decay = static_cast<float>(1.0 - config.lr * config.weight_decay),
+      .one_minus_beta1 = static_cast<float>(1.0 - config.beta1),
+      .beta2 = static_cast<float>(config.beta2),
+      .one_minus_beta2 = static_cast<float>(1.0 - config.beta2),
+      .root_correction2 = static_cast<float>(std::sqrt(1.0 - std::pow(config.beta2, step))),
+      .eps = static_cast<float>(config.eps),
+      .step_size = static_cast<float>(config.lr / (1.0 - std::pow(config.beta1, step))),
+  };
+  for_row_chunks(context, n, 1, [&](size_t begin, size_t end) {
+    context.kernels.elementwise.adamw(factors, end - begin, g + begin, p + begin, m + begin, v + begin);
+  });
+  return {};
+}
+
+Status grad_norm_squared(Context& context, std::span<const std::span<const float>> gradients, double* sum) {
+  std::vector<std::span<const float>> blocks;
+  for (std::span<const float> gradient : gradients) {
+    for (size_t begin = 0; begin < gradient.size(); begin += kChunkElements) {
+      blocks.push_back(gradient.subspan(begin, std::min(kChunkElements, gradient.size() - begin)));
+    }
+  }
+  std::vector<double> sums(blocks.size());
+  // Many tensors are smaller than a chunk (LoRA's are), so several blocks make one.
+  constexpr size_t kBlocksPerChunk = 4;
+  context.pool.parallel(ceil_div(blocks.size(), kBlocksPerChunk), [&](size_t chunk, size_t) {
+    const size_t end = std::min(blocks.size(), (chunk + 1) * kBlocksPerChunk);
+    for (size_t block = chunk * kBlocksPerChunk; block < end; ++block) {
+      sums[block] = context.kernels.elementwise.sum_of_squares(blocks[block].data(), blocks[block].size());
+    }
+  });
+  *sum = 0;
+  for (double block_sum : sums) *sum += block_sum;
+  return {};
+}
+
+}  // namespace lowrank
