@@ -1,0 +1,469 @@
+#include "addon/model.h"
+
+#include <cstring>
+
+#include "addon/files.h"
+#include "addon/model_config.h"
+#include "addon/model_object.h"
+#include "addon/module.h"
+#include "formats/tensor_file.h"
+#include "model/generator.h"
+#include "ops/dequantize.h"
+#include "train/session.h"
+
+namespace lowrank::addon {
+namespace {
+
+constexpr napi_type_tag kModelTag = {0x6c6f7772616e6b01, 0x9b5f0d3c2e7a4411};
+
+Status disposed() { return error(Code::kInvalidOption, "the model has been disposed of"); }
+
+class GeneratorObject final : public Napi::ObjectWrap<GeneratorObject> {
+ public:
+  explicit GeneratorObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<GeneratorObject>(info) {}
+
+  static Napi::Function define(Napi::Env env) {
+    return DefineClass(env, "NativeCache", {InstanceMethod("decode", &GeneratorObject::decode), InstanceMethod("dispose", &GeneratorObject::dispose)});
+  }
+  void set(std::shared_ptr<ModelState> state, std::shared_ptr<Generator> generator) {
+    state_ = std::move(state);
+    generator_ = std::move(generator);
+  }
+
+ private:
+  Napi::Value decode(const Napi::CallbackInfo& info);
+  Napi::Value dispose(const Napi::CallbackInfo& info) {
+    generator_.reset();
+    state_.reset();
+    return info.Env().Undefined();
+  }
+
+  std::shared_ptr<ModelState> state_;
+  std::shared_ptr<Generator> generator_;
+};
+
+bool get_sampling(const Napi::Value& value, SamplingConfig* out, uint64_t* seed) {
+  if (!value.IsObject()) {
+    throw_status(value.Env(), error(Code::kInvalidOption, "sampling is not an object"));
+    return false;
+  }
+  const Napi::Object object = value.As<Napi::Object>();
+  double temperature = 0, top_p = 1, min_p = 0, penalty = 1;
+  size_t top_k = 0, seed_number = 0;
+  if (!get_double(object.Get("temperature"), "temperature", &temperature) || !get_size(object.Get("topK"), "topK", &top_k) ||
+      !get_double(object.Get("topP"), "topP", &top_p) || !get_double(object.Get("minP"), "minP", &min_p) ||
+      !get_double(object.Get("repetitionPenalty"), "repetitionPenalty", &penalty) || !get_size(object.Get("seed"), "seed", &seed_number)) {
+    return false;
+  }
+  out->temperature = static_cast<float>(temperature);
+  out->top_k = top_k;
+  out->top_p = static_cast<float>(top_p);
+  out->min_p = static_cast<float>(min_p);
+  out->repetition_penalty = static_cast<float>(penalty);
+  *seed = seed_number;
+  return true;
+}
+
+Napi::Value GeneratorObject::decode(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  if (generator_ == nullptr) return throw_status(env, error(Code::kInvalidOption, "the cache has been disposed of")), env.Undefined();
+  ArrayView<int32_t> ids, starts;
+  SamplingConfig sampling;
+  uint64_t seed = 0;
+  size_t step = 0;
+  if (!get_ints(info[0], "ids", &ids) || !get_ints(info[1], "starts", &starts) || !get_sampling(info[2], &sampling, &seed) ||
+      !get_size(info[3], "step", &step)) {
+    return env.Undefined();
+  }
+  struct Job {
+    std::vector<int32_t> ids, starts;
+    DrawnTokens drawn;
+  };
+  auto job = std::make_shared<Job>(Job{{ids.data, ids.data + ids.length}, {starts.data, starts.data + starts.length}, {}});
+  auto running = std::make_shared<Running>(state_);
+  return run_async(
+      env,
+      [job, running, generator = generator_, sampling, seed, step] {
+        const std::lock_guard lock(addon_mutex());
+        return generator->decode(job->ids, job->starts, sampling, seed, step, &job->drawn);
+      },
+      [job](Napi::Env result_env) -> Napi::Value {
+        Napi::Object result = Napi::Object::New(result_env);
+        Napi::Int32Array drawn = Napi::Int32Array::New(result_env, job->drawn.ids.size());
+        std::copy(job->drawn.ids.begin(), job->drawn.ids.end(), drawn.Data());
+        result.Set("ids", drawn);
+        result.Set("logprobs", make_floats(result_env, job->drawn.logprobs.data(), job->drawn.logprobs.size()));
+        return result;
+      },
+      Value());
+}
+
+Napi::Array shape_array(Napi::Env env, std::span<const size_t> shape) {
+  Napi::Array array = Napi::Array::New(env, shape.size());
+  for (size_t i = 0; i < shape.size(); ++i) array.Set(static_cast<uint32_t>(i), static_cast<double>(shape[i]));
+  return array;
+}
+
+class ModelObject final : public Napi::ObjectWrap<ModelObject> {
+ public:
+  explicit ModelObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<ModelObject>(info) {}
+
+  static Napi::Function define(Napi::Env env) {
+    return DefineClass(env, "NativeModel",
+                       {InstanceAccessor("config", &ModelObject::config, nullptr), InstanceMethod("slots", &ModelObject::slots),
+                        InstanceMethod("bind", &ModelObject::bind), InstanceMethod("setTensor", &ModelObject::set_tensor),
+                        InstanceMethod("ready", &ModelObject::ready), InstanceMethod("addAdapter", &ModelObject::add_adapter),
+                        InstanceMethod("addOverride", &ModelObject::add_override),
+                        InstanceMethod("removeAdapter", &ModelObject::remove_adapter),
+                        InstanceMethod("setActiveAdapters", &ModelObject::set_active),
+                        InstanceMethod("setTrainable", &ModelObject::set_trainable),
+                        InstanceMethod("parameters", &ModelObject::parameters),
+                        InstanceMethod("readParameter", &ModelObject::read_parameter),
+                        InstanceMethod("writeParameter", &ModelObject::write_parameter),
+                        InstanceMethod("logits", &ModelObject::logits), InstanceMethod("evaluate", &ModelObject::evaluate),
+                        InstanceMethod("createCache", &ModelObject::create_cache), InstanceMethod("dispose", &ModelObject::dispose)});
+  }
+
+  void set(std::shared_ptr<Model> model, Napi::Object config, std::shared_ptr<Napi::FunctionReference> cache_class) {
+    state_ = std::make_shared<ModelState>();
+    state_->model = std::move(model);
+    config_ = Napi::Persistent(config);
+    cache_class_ = std::move(cache_class);
+  }
+  const std::shared_ptr<ModelState>& state() const { return state_; }
+
+ private:
+  // The model for a call that only reads (or null after throwing).
+  Model* reading(Napi::Env env) const {
+    if (state_ != nullptr) return state_->model.get();
+    throw_status(env, disposed());
+    return nullptr;
+  }
+  // The model for a call that changes it: refused while another runs.
+  Model* changing(Napi::Env env) const {
+    Model* model = reading(env);
+    if (model == nullptr || state_->running == 0) return model;
+    throw_status(env, error(Code::kInvalidOption, "the model is in use by a call that has not finished; await it first"));
+    return nullptr;
+  }
+  static Napi::Value finish(Napi::Env env, const Status& status) {
+    if (!status.ok()) throw_status(env, status);
+    return env.Undefined();
+  }
+
+  Napi::Value config(const Napi::CallbackInfo&) { return config_.Value(); }
+  Napi::Value slots(const Napi::CallbackInfo& info);
+  Napi::Value bind(const Napi::CallbackInfo& info);
+  Napi::Value set_tensor(const Napi::CallbackInfo& info);
+  Napi::Value ready(const Napi::CallbackInfo& info) {
+    const Model* model = reading(info.Env());
+    return model == nullptr ? info.Env().Undefined() : finish(info.Env(), model->ready());
+  }
+  Napi::Value add_adapter(const Napi::CallbackInfo& info);
+  Napi::Value add_override(const Napi::CallbackInfo& info);
+  Napi::Value remove_adapter(const Napi::CallbackInfo& info);
+  Napi::Value set_active(const Napi::CallbackInfo& info) { return with_names(info, "adapters", &Model::set_active); }
+  Napi::Value set_trainable(const Napi::CallbackInfo& info) { return with_names(info, "names", &Model::set_trainable); }
+  Napi::Value with_names(const Napi::CallbackInfo& info, const char* what, Status (Model::*apply)(std::span<const std::string>));
+  Napi::Value parameters(const Napi::CallbackInfo& info);
+  Napi::Value read_parameter(const Napi::CallbackInfo& info);
+  Napi::Value write_parameter(const Napi::CallbackInfo& info);
+  Napi::Value logits(const Napi::CallbackInfo& info);
+  Napi::Value evaluate(const Napi::CallbackInfo& info);
+  Napi::Value create_cache(const Napi::CallbackInfo& info);
+  Napi::Value dispose(const Napi::CallbackInfo& info) {
+    state_.reset();
+    return info.Env().Undefined();
+  }
+
+  std::shared_ptr<ModelState> state_;
+  Napi::ObjectReference config_;
+  std::shared_ptr<Napi::FunctionReference> cache_class_;
+};
+
+Napi::Value ModelObject::slots(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const Model* model = reading(env);
+  if (model == nullptr) return env.Undefined();
+  Napi::Array result = Napi::Array::New(env);
+  for (const Slot& slot : model->slots()) {
+    Napi::Object entry = Napi::Object::New(env);
+    entry.Set("name", slot.name);
+    entry.Set("shape", shape_array(env, slot.shape));
+    result.Set(result.Length(), entry);
+  }
+  return result;
+}
+
+Napi::Value ModelObject::bind(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  std::string slot, tensor;
+  size_t heads = 0;
+  Model* model = changing(env);
+  if (model == nullptr || !get_string(info[0], "slot", &slot)) return env.Undefined();
+  const std::shared_ptr<TensorFile> file = unwrap_file(info[1]);
+  if (file == nullptr || !get_string(info[2], "tensor", &tensor)) return env.Undefined();
+  if (!info[3].IsUndefined() && !get_size(info[3], "unpermuteHeads", &heads)) return env.Undefined();
+  const TensorInfo* found = file->find(tensor);
+  if (found == nullptr) {
+    return finish(env, error(Code::kInvalidConfig, "%s has no tensor named %s", file->path().c_str(), tensor.c_str()));
+  }
+  const Result<Matrix> value = file->matrix(tensor);
+  if (!value.ok()) return finish(env, value.status());
+  const std::lock_guard lock(addon_mutex());
+  return finish(env, model->bind(addon_context(), slot, value.value(), found->shape, file, heads));
+}
+
+Napi::Value ModelObject::set_tensor(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  std::string slot;
+  ArrayView<float> data;
+  Model* model = changing(env);
+  if (model == nullptr || !get_string(info[0], "slot", &slot) || !get_floats(info[1], "data", &data)) return env.Undefined();
+  return finish(env, model->set_tensor(slot, {data.data, data.length}));
+}
+
+Napi::Value ModelObject::add_adapter(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  std::string name;
+  Model* model = changing(env);
+  if (model == nullptr || !get_string(info[0], "adapter", &name)) return env.Undefined();
+  if (!info[1].IsArray()) return finish(env, error(Code::kInvalidOption, "modules is not an array"));
+  const Napi::Array list = info[1].As<Napi::Array>();
+  std::vector<LoraModuleConfig> modules;
+  for (uint32_t i = 0; i < list.Length(); ++i) {
+    const Napi::Value item = list.Get(i);
+    if (!item.IsObject()) return finish(env, error(Code::kInvalidOption, "modules[%u] is not an object", i));
+    const Napi::Object object = item.As<Napi::Object>();
+    LoraModuleConfig module;
+    double scale = 0, dropout = 0;
+    if (!get_string(object.Get("module"), "modules[].module", &module.module) || !get_size(object.Get("r"), "modules[].r", &module.r) ||
+        !get_double(object.Get("scale"), "modules[].scale", &scale) || !get_double(object.Get("dropout"), "modules[].dropout", &dropout)) {
+      return env.Undefined();
+    }
+    module.scale = static_cast<float>(scale);
+    module.dropout = static_cast<float>(dropout);
+    modules.push_back(std::move(module));
+  }
+  return finish(env, model->add_adapter(name, modules));
+}
+
+Napi::Value ModelObject::add_override(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  std::string adapter, slot;
+  Model* model = changing(env);
+  if (model == nullptr || !get_string(info[0], "adapter", &adapter) || !get_string(info[1], "slot", &slot)) return env.Undefined();
+  const std::lock_guard lock(addon_mutex());
+  return finish(env, model->add_override(addon_context(), adapter, slot));
+}
+
+Napi::Value ModelObject::remove_adapter(const Napi::CallbackInfo& info) {
+  std::string adapter;
+  Model* model = changing(info.Env());
+  if (model == nullptr || !get_string(info[0], "adapter", &adapter)) return info.Env().Undefined();
+  return finish(info.Env(), model->remove_adapter(adapter));
+}
+
+Napi::Value ModelObject::with_names(const Napi::CallbackInfo& info, const char* what, Status (Model::*apply)(std::span<const std::string>)) {
+  std::vector<std::string> names;
+  Model* model = changing(info.Env());
+  if (model == nullptr || !get_strings(info[0], what, &names)) return info.Env().Undefined();
+  return finish(info.Env(), (model->*apply)(names));
+}
+
+Napi::Value ModelObject::parameters(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const Model* model = reading(env);
+  if (model == nullptr) return env.Undefined();
+  Napi::Array result = Napi::Array::New(env);
+  const auto add = [&](const std::string& name, std::span<const size_t> shape, const char* dtype, bool trainable) {
+    Napi::Object entry = Napi::Object::New(env);
+    entry.Set("name", name);
+    entry.Set("shape", shape_array(env, shape));
+    entry.Set("dtype", dtype);
+    entry.Set("trainable", trainable);
+    result.Set(result.Length(), entry);
+  };
+  for (const Slot& slot : model->slots()) {
+    if (slot.owner != nullptr) add(slot.name, slot.shape, dtype_info(slot.value.type).name, false);
+  }
+  for (const Parameter* parameter : model->parameters()) add(parameter->name, parameter->shape, "F32", parameter->trainable);
+  return result;
+}
+
+Napi::Value ModelObject::read_parameter(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  std::string name;
+  const Model* model = changing(env);
+  if (model == nullptr || !get_string(info[0], "name", &name)) return env.Undefined();
+  if (const Parameter* parameter = model->find_parameter(name)) return make_floats(env, parameter->data(), parameter->elements());
+  const Slot* slot = model->find_slot(name);
+  if (slot == nullptr || slot->owner == nullptr) {
+    return finish(env, error(Code::kInvalidOption, "the model has no parameter named %s", name.c_str()));
+  }
+  Napi::Float32Array values = Napi::Float32Array::New(env, slot->elements());
+  const std::lock_guard lock(addon_mutex());
+  const Status status = dequantize(addon_context(), slot->value, values.Data());
+  if (!status.ok()) return finish(env, status);
+  return values;
+}
+
+Napi::Value ModelObject::write_parameter(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  std::string name;
+  ArrayView<float> data;
+  const Model* model = changing(env);
+  if (model == nullptr || !get_string(info[0], "name", &name) || !get_floats(info[1], "data", &data)) return env.Undefined();
+  const Parameter* parameter = model->find_parameter(name);
+  if (parameter == nullptr) return finish(env, error(Code::kInvalidOption, "no adapter has a parameter named %s", name.c_str()));
+  if (data.length != parameter->elements()) {
+    return finish(env, error(Code::kShapeMismatch, "parameter %s got %zu values; expected %zu", name.c_str(), data.length, parameter->elements()));
+  }
+  std::memcpy(parameter->data(), data.data, data.length * sizeof(float));
+  return env.Undefined();
+}
+
+ModelPlan inference_plan(const Model& model) {
+  return make_plan(model, false, [](const Parameter&) -> float* { return nullptr; });
+}
+
+Napi::Value ModelObject::logits(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  if (reading(env) == nullptr) return env.Undefined();
+  struct Job {
+    OwnedBatch batch;
+    Buffer out;
+  };
+  auto job = std::make_shared<Job>();
+  if (!get_batch(info[0], false, &job->batch)) return env.Undefined();
+  auto running = std::make_shared<Running>(state_);
+  const size_t elements = job->batch.ids.size() * state_->model->config().vocab;
+  return run_async(
+      env,
+      [job, running, state = state_, elements]() -> Status {
+        const Model& model = *state->model;
+        LR_RETURN_IF_ERROR(model.ready());
+        LR_RETURN_IF_ERROR(check_batch(model.config(), job->batch.view()));
+        const std::lock_guard lock(addon_mutex());
+        LR_RETURN_IF_ERROR(job->out.allocate(elements * sizeof(float), "logits"));
+        const Decoder decoder(addon_context(), model.config());
+        const ModelPlan plan = inference_plan(model);
+        Workspace workspace;
+        LR_RETURN_IF_ERROR(decoder.forward(plan, job->batch.view(), Mode::kForward, 0, &workspace));
+        std::vector<size_t> rows(job->batch.ids.size());
+        for (size_t t = 0; t < rows.size(); ++t) rows[t] = t;
+        return decoder.logits(plan, rows, &workspace, job->out.as<float>());
+      },
+      [job, elements](Napi::Env result_env) -> Napi::Value { return make_floats(result_env, job->out.as<float>(), elements); }, Value());
+}
+
+Napi::Value ModelObject::evaluate(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  if (reading(env) == nullptr) return env.Undefined();
+  struct Job {
+    OwnedBatch batch;
+    Loss loss;
+  };
+  auto job = std::make_shared<Job>();
+  if (!get_batch(info[0], true, &job->batch)) return env.Undefined();
+  auto running = std::make_shared<Running>(state_);
+  return run_async(
+      env,
+      [job, running, state = state_]() -> Status {
+        const Model& model = *state->model;
+        LR_RETURN_IF_ERROR(model.ready());
+        LR_RETURN_IF_ERROR(check_batch(model.config(), job->batch.view()));
+        const std::lock_guard lock(addon_mutex());
+        const Decoder decoder(addon_context(), model.config());
+        const ModelPlan plan = inference_plan(model);
+        Workspace workspace;
+        LR_RETURN_IF_ERROR(decoder.forward(plan, job->batch.view(), Mode::kForward, 0, &workspace));
+        return decoder.loss(plan, job->batch.view(), job->batch.targets, 1.0f, 0, &workspace, &job->loss);
+      },
+      [job](Napi::Env result_env) { return loss_object(result_env, job->loss); }, Value());
+}
+
+Napi::Value ModelObject::create_cache(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  size_t rows = 0, capacity = 0;
+  if (reading(env) == nullptr || !get_size(info[0], "rows", &rows) || !get_size(info[1], "capacity", &capacity)) return env.Undefined();
+  Result<std::shared_ptr<Generator>> generator = Generator::create(addon_context(), state_->model, rows, capacity);
+  if (!generator.ok()) return finish(env, generator.status());
+  const Napi::Object object = cache_class_->New({});
+  GeneratorObject::Unwrap(object)->set(state_, generator.value());
+  return object;
+}
+
+}  // namespace
+
+std::shared_ptr<ModelState> unwrap_model(const Napi::Value& value) {
+  if (!value.IsObject() || !value.As<Napi::Object>().CheckTypeTag(&kModelTag)) {
+    throw_status(value.Env(), error(Code::kInvalidOption, "the value is not a native model"));
+    return nullptr;
+  }
+  std::shared_ptr<ModelState> state = ModelObject::Unwrap(value.As<Napi::Object>())->state();
+  if (state == nullptr) throw_status(value.Env(), disposed());
+  return state;
+}
+
+bool get_batch(const Napi::Value& value, bool with_targets, OwnedBatch* out) {
+  if (!value.IsObject()) {
+    throw_status(value.Env(), error(Code::kInvalidOption, "batch is not an object"));
+    return false;
+  }
+  const Napi::Object object = value.As<Napi::Object>();
+  const auto read = [&](const char* key, std::vector<int32_t>* to) {
+    ArrayView<int32_t> array;
+    if (!get_ints(object.Get(key), key, &array)) return false;
+    to->assign(array.data, array.data + array.length);
+    return true;
+  };
+  return read("ids", &out->ids) && read("positions", &out->positions) && read("starts", &out->starts) &&
+         (!with_targets || read("targets", &out->targets));
+}
+
+Napi::Value loss_object(Napi::Env env, const Loss& loss) {
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("nllSum", loss.nll_sum);
+  result.Set("tokens", static_cast<double>(loss.tokens));
+  result.Set("correct", static_cast<double>(loss.correct));
+  return result;
+}
+
+Napi::Value bytes_object(Napi::Env env, const std::map<std::string, size_t>& components) {
+  Napi::Object result = Napi::Object::New(env);
+  for (const auto& [name, bytes] : components) result.Set(name, static_cast<double>(bytes));
+  return result;
+}
+
+bool get_strings(const Napi::Value& value, const char* what, std::vector<std::string>* out) {
+  if (!value.IsArray()) {
+    throw_status(value.Env(), error(Code::kInvalidOption, "%s is not an array of strings", what));
+    return false;
+  }
+  const Napi::Array list = value.As<Napi::Array>();
+  for (uint32_t i = 0; i < list.Length(); ++i) {
+    std::string item;
+    if (!get_string(list.Get(i), what, &item)) return false;
+    out->push_back(std::move(item));
+  }
+  return true;
+}
+
+void register_model(Napi::Env env, Napi::Object exports) {
+  auto model_class = std::make_shared<Napi::FunctionReference>(Napi::Persistent(ModelObject::define(env)));
+  auto cache_class = std::make_shared<Napi::FunctionReference>(Napi::Persistent(GeneratorObject::define(env)));
+  exports.Set("createModel", Napi::Function::New(env, [model_class, cache_class](const Napi::CallbackInfo& info) -> Napi::Value {
+    DecoderConfig config;
+    if (!get_config(info[0], &config)) return info.Env().Undefined();
+    Result<std::shared_ptr<Model>> model = Model::create(std::move(config));
+    if (!model.ok()) return throw_status(info.Env(), model.status()), info.Env().Undefined();
+    Napi::Object object = model_class->New({});
+    object.TypeTag(&kModelTag);
+    ModelObject::Unwrap(object)->set(model.value(), info[0].As<Napi::Object>(), cache_class);
+    return object;
+  }));
+  register_session(env, exports);
+}
+
+}  // namespace lowrank::addon

@@ -1,0 +1,50 @@
+// The JavaScript objects over Model and Generator, and what the session's binding needs of them.
+#pragma once
+
+#include <napi.h>
+
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "addon/bridge.h"
+#include "model/decoder.h"
+#include "model/model.h"
+
+namespace lowrank::addon {
+
+// A model and the count of native calls now running on it. lib/ runs a model's calls one after another; a call that would
+// change it under a running one is refused.
+struct ModelState {
+  std::shared_ptr<Model> model;
+  std::atomic<int> running{0};
+};
+
+class Running {
+ public:
+  explicit Running(std::shared_ptr<ModelState> state) : state_(std::move(state)) { ++state_->running; }
+  ~Running() { --state_->running; }
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
+
+ private:
+  std::shared_ptr<ModelState> state_;
+};
+
+// The state behind a NativeModel; null after throwing where `value` is none, or is disposed of.
+std::shared_ptr<ModelState> unwrap_model(const Napi::Value& value);
+
+// A batch with arrays of its own, so that JavaScript may reuse its own meanwhile.
+struct OwnedBatch {
+  std::vector<int32_t> ids, positions, starts, targets;
+  Batch view() const { return {ids, positions, starts}; }
+};
+bool get_batch(const Napi::Value& value, bool with_targets, OwnedBatch* out);
+
+Napi::Value loss_object(Napi::Env env, const Loss& loss);
+Napi::Value bytes_object(Napi::Env env, const std::map<std::string, size_t>& components);
+bool get_strings(const Napi::Value& value, const char* what, std::vector<std::string>* out);
+
+void register_session(Napi::Env env, Napi::Object exports);
+
+}  // namespace lowrank::addon

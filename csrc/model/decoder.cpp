@@ -1,0 +1,286 @@
+#include "model/decoder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/checked.h"
+#include "ops/attention.h"
+#include "ops/embedding.h"
+#include "ops/gemm.h"
+#include "ops/linear_cross_entropy.h"
+#include "ops/rmsnorm.h"
+#include "ops/rope.h"
+#include "ops/swiglu.h"
+
+namespace lowrank {
+namespace {
+
+constexpr int32_t kIgnored = -100;
+
+AttentionShape attention_shape(const DecoderConfig& c, size_t window) {
+  return {c.heads, c.kv_heads, c.head_dim, 1.0f / std::sqrt(static_cast<float>(c.head_dim)), window};
+}
+
+std::vector<AttentionSequence> packed_sequences(std::span<const int32_t> starts) {
+  std::vector<AttentionSequence> sequences;
+  for (size_t i = 0; i + 1 < starts.size(); ++i) {
+    const size_t begin = static_cast<size_t>(starts[i]), length = static_cast<size_t>(starts[i + 1]) - begin;
+    if (length > 0) sequences.push_back({begin, length, begin, length});
+  }
+  return sequences;
+}
+
+// Rows of [T, columns] copied to (gather) or from (scatter) consecutive ones.
+void gather_rows(Context& context, const float* from, std::span<const size_t> rows, size_t columns, float* to) {
+  context.pool.parallel(ceil_div(rows.size(), 64), [&](size_t chunk, size_t) {
+    for (size_t i = chunk * 64; i < std::min(rows.size(), chunk * 64 + 64); ++i) {
+      std::memcpy(to + i * columns, from + rows[i] * columns, columns * sizeof(float));
+    }
+  });
+}
+
+void copy(Context& context, const float* from, size_t count, float* to) {
+  constexpr size_t kChunk = 65536;
+  context.pool.parallel(ceil_div(count, kChunk), [&](size_t chunk, size_t) {
+    const size_t begin = chunk * kChunk, length = std::min(kChunk, count - begin);
+    std::memcpy(to + begin, from + begin, length * sizeof(float));
+  });
+}
+
+LinearArgs linear_args(const GroupPlan& group, size_t tokens, const float* x, float* s, uint64_t seed) {
+  return {tokens, group.in, x, group.in, group.projections, s, seed};
+}
+
+}  // namespace
+
+Status check_batch(const DecoderConfig& config, const Batch& batch) {
+  const size_t tokens = batch.ids.size();
+  if (tokens == 0) return error(Code::kShapeMismatch, "the batch has no tokens");
+  if (batch.positions.size() != tokens) {
+    return error(Code::kShapeMismatch, "the batch has %zu ids and %zu positions", tokens, batch.positions.size());
+  }
+  if (batch.starts.size() < 2 || batch.starts.front() != 0 || batch.starts.back() < 0 ||
+      static_cast<size_t>(batch.starts.back()) != tokens || !std::is_sorted(batch.starts.begin(), batch.starts.end())) {
+    return error(Code::kShapeMismatch, "starts must rise from 0 to the number of tokens, %zu", tokens);
+  }
+  for (size_t t = 0; t < tokens; ++t) {
+    if (batch.ids[t] < 0 || static_cast<size_t>(batch.ids[t]) >= config.vocab) {
+      return error(Code::kInvalidOption, "token %zu has id %d; the vocabulary has %zu", t, batch.ids[t], config.vocab);
+    }
+    if (batch.positions[t] < 0) return error(Code::kInvalidOption, "token %zu has position %d", t, batch.positions[t]);
+  }
+  return {};
+}
+
+Status Decoder::rope_tables(const Batch& batch, Workspace* w) const {
+  const int32_t last = *std::max_element(batch.positions.begin(), batch.positions.end());
+  std::vector<float> inv_freq;
+  float scale = 1.0f;
+  LR_RETURN_IF_ERROR(rope_frequencies(config_.rope, static_cast<size_t>(last) + 1, &inv_freq, &scale));
+  return rope_table(context_, batch.positions.data(), batch.positions.size(), inv_freq, scale, w->cos, w->sin);
+}
+
+Status Decoder::project_qkv(const LayerPlan& plan, const float* input, size_t tokens, uint64_t seed, const BlockSaved& saved,
+                            Workspace* w) const {
+  const DecoderConfig& c = config_;
+  LR_RETURN_IF_ERROR(rmsnorm_forward(context_, input, plan.input_norm, c.norm_eps, tokens, c.hidden, w->normed, saved.inv_rms_in));
+  float* const key = saved.qkv + c.query_width();
+  float* const y[] = {saved.qkv, key, key + c.kv_width()};
+  const size_t strides[] = {c.qkv_width(), c.qkv_width(), c.qkv_width()};
+  LR_RETURN_IF_ERROR(lora_linear_forward(context_, linear_args(plan.qkv, tokens, w->normed, saved.s_qkv, seed), y, strides, false));
+  LR_RETURN_IF_ERROR(rope_apply(context_, saved.qkv, c.qkv_width(), tokens, c.heads, c.head_dim, c.rope.rotary_dim, w->cos, w->sin, false));
+  return rope_apply(context_, key, c.qkv_width(), tokens, c.kv_heads, c.head_dim, c.rope.rotary_dim, w->cos, w->sin, false);
+}
+
+Status Decoder::attend(const LayerPlan& plan, const Batch& batch, const BlockSaved& saved) const {
+  const DecoderConfig& c = config_;
+  const float* key = saved.qkv + c.query_width();
+  const auto sequences = packed_sequences(batch.starts);
+  return attention_forward(context_, attention_shape(c, plan.window), sequences, {saved.qkv, c.qkv_width()}, {key, c.qkv_width()},
+                           {key + c.kv_width(), c.qkv_width()}, {saved.attention, c.query_width()}, saved.lse);
+}
+
+// From the attention's output to the block's. `output` may be `input`.
+Status Decoder::finish_block(const LayerPlan& plan, const float* input, size_t tokens, uint64_t seed, const BlockSaved& saved,
+                             Workspace* w, float* output) const {
+  const DecoderConfig& c = config_;
+  copy(context_, input, tokens * c.hidden, saved.mid);
+  float* const mid[] = {saved.mid};
+  const size_t hidden_stride[] = {c.hidden};
+  LR_RETURN_IF_ERROR(lora_linear_forward(context_, linear_args(plan.output, tokens, saved.attention, saved.s_output, seed), mid,
+                                         hidden_stride, true));
+  LR_RETURN_IF_ERROR(rmsnorm_forward(context_, saved.mid, plan.post_norm, c.norm_eps, tokens, c.hidden, w->normed, saved.inv_rms_mid));
+  float* const gate_up[] = {saved.gate_up, saved.gate_up + c.ffn};
+  const size_t gate_up_strides[] = {2 * c.ffn, 2 * c.ffn};
+  LR_RETURN_IF_ERROR(lora_linear_forward(context_, linear_args(plan.gate_up, tokens, w->normed, saved.s_gate_up, seed), gate_up,
+                                         gate_up_strides, false));
+  LR_RETURN_IF_ERROR(swiglu_forward(context_, saved.gate_up, saved.gate_up + c.ffn, 2 * c.ffn, tokens, c.ffn, w->hidden_ffn));
+  copy(context_, saved.mid, tokens * c.hidden, output);
+  float* const out[] = {output};
+  return lora_linear_forward(context_, linear_args(plan.down, tokens, w->hidden_ffn, saved.s_down, seed), out, hidden_stride, true);
+}
+
+Status Decoder::forward(const ModelPlan& plan, const Batch& batch, Mode mode, uint64_t seed, Workspace* w) const {
+  const size_t tokens = batch.ids.size();
+  LR_RETURN_IF_ERROR(w->prepare(config_, plan, mode, tokens));
+  LR_RETURN_IF_ERROR(rope_tables(batch, w));
+  LR_RETURN_IF_ERROR(embedding_forward(context_, plan.embedding, batch.ids.data(), tokens, w->input(0)));
+  for (size_t l = 0; l < plan.layers.size(); ++l) {
+    const BlockSaved& saved = w->block(l);
+    LR_RETURN_IF_ERROR(project_qkv(plan.layers[l], w->input(l), tokens, seed, saved, w));
+    LR_RETURN_IF_ERROR(attend(plan.layers[l], batch, saved));
+    LR_RETURN_IF_ERROR(finish_block(plan.layers[l], w->input(l), tokens, seed, saved, w, w->input(l + 1)));
+  }
+  return {};
+}
+
+Status Decoder::forward_cached(const ModelPlan& plan, const Batch& batch, std::span<const size_t> rows, KvCache* cache,
+                               Workspace* w) const {
+  const DecoderConfig& c = config_;
+  const size_t tokens = batch.ids.size();
+  std::vector<AttentionSequence> sequences;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const size_t begin = static_cast<size_t>(batch.starts[i]), length = static_cast<size_t>(batch.starts[i + 1]) - begin;
+    const size_t cached = cache->length(rows[i]);
+    if (cached + length > cache->capacity()) {
+      return error(Code::kShapeMismatch, "row %zu would hold %zu tokens; its cache has room for %zu", rows[i], cached + length, cache->capacity());
+    }
+    sequences.push_back({begin, length, rows[i] * cache->capacity(), cached + length});
+  }
+  LR_RETURN_IF_ERROR(w->prepare(c, plan, Mode::kForward, tokens));
+  LR_RETURN_IF_ERROR(rope_tables(batch, w));
+  LR_RETURN_IF_ERROR(embedding_forward(context_, plan.embedding, batch.ids.data(), tokens, w->input(0)));
+  for (size_t l = 0; l < plan.layers.size(); ++l) {
+    const BlockSaved& saved = w->block(l);
+    LR_RETURN_IF_ERROR(project_qkv(plan.layers[l], w->input(l), tokens, 0, saved, w));
+    float* const keys = cache->keys(l);
+    float* const values = cache->values(l);
+    for (const AttentionSequence& s : sequences) {
+      for (size_t i = 0; i < s.q_len; ++i) {
+        const float* key = saved.qkv + (s.q_begin + i) * c.qkv_width() + c.query_width();
+        const size_t at = (s.kv_begin + s.kv_len - s.q_len + i) * c.kv_width();
+        std::memcpy(keys + at, key, c.kv_width() * sizeof(float));
+        std::memcpy(values + at, key + c.kv_width(), c.kv_width() * sizeof(float));
+      }
+    }
+    LR_RETURN_IF_ERROR(attention_forward(context_, attention_shape(c, plan.layers[l].window), sequences, {saved.qkv, c.qkv_width()},
+                                         {keys, c.kv_width()}, {values, c.kv_width()}, {saved.attention, c.query_width()}, nullptr));
+    LR_RETURN_IF_ERROR(finish_block(plan.layers[l], w->input(l), tokens, 0, saved, w, w->input(l + 1)));
+  }
+  return {};
+}
+
+Status Decoder::logits(const ModelPlan& plan, std::span<const size_t> rows, Workspace* w, float* out) const {
+  const DecoderConfig& c = config_;
+  gather_rows(context_, w->input(plan.layers.size()), rows, c.hidden, w->head_in);
+  LR_RETURN_IF_ERROR(rmsnorm_forward(context_, w->head_in, plan.norm, c.norm_eps, rows.size(), c.hidden, w->head_normed, w->inv_rms_head));
+  const GemmTerm term{w->head_normed, c.hidden, 1, plan.head, true, c.hidden};
+  return gemm(context_, rows.size(), term, out, c.vocab, c.vocab, false);
+}
+
+Status Decoder::loss(const ModelPlan& plan, const Batch& batch, std::span<const int32_t> targets, float grad_scale, uint64_t seed,
+                     Workspace* w, Loss* loss) const {
+  const DecoderConfig& c = config_;
+  if (targets.size() != batch.ids.size()) {
+    return error(Code::kShapeMismatch, "the batch has %zu ids and %zu targets", batch.ids.size(), targets.size());
+  }
+  std::vector<size_t> rows;
+  std::vector<int32_t> supervised;
+  for (size_t t = 0; t < targets.size(); ++t) {
+    if (targets[t] == kIgnored) continue;
+    if (targets[t] < 0 || static_cast<size_t>(targets[t]) >= c.vocab) {
+      return error(Code::kInvalidOption, "token %zu has target %d; expected -100 or an id below %zu", t, targets[t], c.vocab);
+    }
+    rows.push_back(t);
+    supervised.push_back(targets[t]);
+  }
+  *loss = {};
+  loss->tokens = rows.size();
+  if (rows.empty()) return {};
+
+  const bool training = w->mode != Mode::kForward;
+  const size_t n = rows.size();
+  gather_rows(context_, w->input(plan.layers.size()), rows, c.hidden, w->head_in);
+  LR_RETURN_IF_ERROR(rmsnorm_forward(context_, w->head_in, plan.norm, c.norm_eps, n, c.hidden, w->head_normed, w->inv_rms_head));
+  HeadLoss head;
+  LR_RETURN_IF_ERROR(linear_cross_entropy(context_, w->head_normed, plan.head, supervised.data(), n, grad_scale,
+                                          training ? w->d_head : nullptr, training ? plan.grad_head : nullptr, &head));
+  loss->nll_sum = head.nll_sum;
+  loss->correct = head.correct;
+  if (!training) return {};
+
+  LR_RETURN_IF_ERROR(rmsnorm_backward(context_, w->head_in, plan.norm, w->inv_rms_head, w->d_head, n, c.hidden, w->d_head, false, plan.grad_norm));
+  std::memset(w->d_stream, 0, targets.size() * c.hidden * sizeof(float));
+  for (size_t i = 0; i < n; ++i) {
+    std::memcpy(w->d_stream + rows[i] * c.hidden, w->d_head + i * c.hidden, c.hidden * sizeof(float));
+  }
+  return backward(plan, batch, seed, w);
+}
+
+Status Decoder::backward(const ModelPlan& plan, const Batch& batch, uint64_t seed, Workspace* w) const {
+  const size_t tokens = batch.ids.size();
+  for (size_t l = plan.layers.size(); l-- > plan.lowest_trained_layer;) {
+    const LayerPlan& layer = plan.layers[l];
+    const BlockSaved& saved = w->block(l);
+    if (w->mode == Mode::kCheckpointed) {
+      LR_RETURN_IF_ERROR(project_qkv(layer, w->input(l), tokens, seed, saved, w));
+      LR_RETURN_IF_ERROR(attend(layer, batch, saved));
+      LR_RETURN_IF_ERROR(finish_block(layer, w->input(l), tokens, seed, saved, w, w->d_normed));
+    }
+    const bool needs_input_gradient = l > plan.lowest_trained_layer || plan.grad_embedding != nullptr;
+    LR_RETURN_IF_ERROR(block_backward(layer, batch, w->input(l), seed, saved, needs_input_gradient, w));
+  }
+  if (plan.grad_embedding == nullptr) return {};
+  return embedding_backward(context_, batch.ids.data(), tokens, w->d_stream, config_.vocab, config_.hidden, plan.grad_embedding);
+}
+
+// d_stream holds the gradient of the block's output and becomes that of its input.
+Status Decoder::block_backward(const LayerPlan& plan, const Batch& batch, const float* input, uint64_t seed, const BlockSaved& saved,
+                               bool needs_input_gradient, Workspace* w) const {
+  const DecoderConfig& c = config_;
+  const size_t tokens = batch.ids.size();
+  const float* const d_stream[] = {w->d_stream};
+  const size_t hidden_stride[] = {c.hidden};
+
+  // MLP. The inputs of the linears are computed again from what was kept: cheaper than keeping them.
+  LR_RETURN_IF_ERROR(swiglu_forward(context_, saved.gate_up, saved.gate_up + c.ffn, 2 * c.ffn, tokens, c.ffn, w->hidden_ffn));
+  LR_RETURN_IF_ERROR(lora_linear_backward(context_, linear_args(plan.down, tokens, w->hidden_ffn, saved.s_down, seed), d_stream,
+                                          hidden_stride, w->d_ffn, c.ffn, false));
+  LR_RETURN_IF_ERROR(swiglu_backward(context_, saved.gate_up, saved.gate_up + c.ffn, 2 * c.ffn, w->d_ffn, tokens, c.ffn, w->d_gate_up,
+                                     w->d_gate_up + c.ffn, 2 * c.ffn));
+  LR_RETURN_IF_ERROR(rmsnorm_forward(context_, saved.mid, plan.post_norm, c.norm_eps, tokens, c.hidden, w->normed, saved.inv_rms_mid));
+  const float* const d_gate_up[] = {w->d_gate_up, w->d_gate_up + c.ffn};
+  const size_t gate_up_strides[] = {2 * c.ffn, 2 * c.ffn};
+  LR_RETURN_IF_ERROR(lora_linear_backward(context_, linear_args(plan.gate_up, tokens, w->normed, saved.s_gate_up, seed), d_gate_up,
+                                          gate_up_strides, w->d_normed, c.hidden, false));
+  LR_RETURN_IF_ERROR(rmsnorm_backward(context_, saved.mid, plan.post_norm, saved.inv_rms_mid, w->d_normed, tokens, c.hidden, w->d_stream,
+                                      true, plan.grad_post_norm));
+
+  // Attention.
+  const bool needs_qkv = needs_input_gradient || plan.qkv.trained || plan.grad_input_norm != nullptr;
+  LR_RETURN_IF_ERROR(lora_linear_backward(context_, linear_args(plan.output, tokens, saved.attention, saved.s_output, seed), d_stream,
+                                          hidden_stride, needs_qkv ? w->d_attention : nullptr, c.query_width(), false));
+  if (!needs_qkv) return {};
+  const float* key = saved.qkv + c.query_width();
+  float* const d_key = w->d_qkv + c.query_width();
+  const auto sequences = packed_sequences(batch.starts);
+  const size_t stride = c.qkv_width();
+  LR_RETURN_IF_ERROR(attention_backward(context_, attention_shape(c, plan.window), sequences, {saved.qkv, stride}, {key, stride},
+                                        {key + c.kv_width(), stride}, {saved.attention, c.query_width()}, saved.lse,
+                                        {w->d_attention, c.query_width()}, {w->d_qkv, stride}, {d_key, stride},
+                                        {d_key + c.kv_width(), stride}, w->attention_scratch));
+  LR_RETURN_IF_ERROR(rope_apply(context_, w->d_qkv, stride, tokens, c.heads, c.head_dim, c.rope.rotary_dim, w->cos, w->sin, true));
+  LR_RETURN_IF_ERROR(rope_apply(context_, d_key, stride, tokens, c.kv_heads, c.head_dim, c.rope.rotary_dim, w->cos, w->sin, true));
+  LR_RETURN_IF_ERROR(rmsnorm_forward(context_, input, plan.input_norm, c.norm_eps, tokens, c.hidden, w->normed, saved.inv_rms_in));
+  const float* const d_qkv[] = {w->d_qkv, d_key, d_key + c.kv_width()};
+  const size_t qkv_strides[] = {stride, stride, stride};
+  const bool needs_d_normed = needs_input_gradient || plan.grad_input_norm != nullptr;
+  LR_RETURN_IF_ERROR(lora_linear_backward(context_, linear_args(plan.qkv, tokens, w->normed, saved.s_qkv, seed), d_qkv, qkv_strides,
+                                          needs_d_normed ? w->d_normed : nullptr, c.hidden, false));
+  if (!needs_d_normed) return {};
+  return rmsnorm_backward(context_, input, plan.input_norm, saved.inv_rms_in, w->d_normed, tokens, c.hidden, w->d_stream, true,
+                          plan.grad_input_norm);
+}
+
+}  // namespace lowrank

@@ -1,0 +1,301 @@
+#include "model/model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/checked.h"
+#include "ops/dequantize.h"
+
+namespace lowrank {
+namespace {
+
+std::string shape_text(std::span<const size_t> shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+// Row `row` of a half-split matrix lies at this row of an interleaved one: within a head of `d` rows, pair p has its
+// first half at 2p and its second at 2p + 1.
+size_t interleaved_row(size_t row, size_t head_dim) {
+  const size_t head = row / head_dim, within = row % head_dim, half = head_dim / 2;
+  return head * head_dim + (within < half ? 2 * within : 2 * (within - half) + 1);
+}
+
+}  // namespace
+
+Model::Model(DecoderConfig config) : config_(std::move(config)) {}
+
+Result<std::shared_ptr<Model>> Model::create(DecoderConfig config) {
+  LR_RETURN_IF_ERROR(validate(config));
+  std::shared_ptr<Model> model(new Model(std::move(config)));
+  const DecoderConfig& c = model->config_;
+  model->add_slot("model.embed_tokens.weight", {c.vocab, c.hidden});
+  model->add_slot("model.norm.weight", {c.hidden});
+  model->add_slot("lm_head.weight", {c.vocab, c.hidden});
+  for (size_t layer = 0; layer < c.layers; ++layer) {
+    const std::string prefix = "model.layers." + std::to_string(layer) + ".";
+    LayerSlots slots;
+    slots.input_norm = model->add_slot(prefix + "input_layernorm.weight", {c.hidden});
+    slots.post_norm = model->add_slot(prefix + "post_attention_layernorm.weight", {c.hidden});
+    for (size_t i = 0; i < kLinears; ++i) {
+      const LinearShape shape = linear_shape(c, static_cast<Linear>(i));
+      slots.weight[i] = model->add_slot(prefix + shape.name + ".weight", {shape.out, shape.in});
+      slots.bias[i] = shape.bias ? model->add_slot(prefix + shape.name + ".bias", {shape.out}) : kNone;
+    }
+    model->layer_slots_.push_back(slots);
+  }
+  return model;
+}
+
+size_t Model::add_slot(std::string name, std::vector<size_t> shape) {
+  slot_index_[name] = slots_.size();
+  slots_.push_back({std::move(name), std::move(shape), {}, nullptr});
+  return slots_.size() - 1;
+}
+
+const Slot* Model::find_slot(const std::string& name) const {
+  const auto found = slot_index_.find(name);
+  return found == slot_index_.end() ? nullptr : &slots_[found->second];
+}
+
+Status Model::bind(Context& context, const std::string& name, const Matrix& source, std::span<const size_t> shape,
+                   std::shared_ptr<const void> owner, size_t unpermute_heads) {
+  Slot* slot = const_cast<Slot*>(find_slot(name));
+  if (slot == nullptr) return error(Code::kInvalidConfig, "this model has no tensor named %s", name.c_str());
+  if (!std::equal(shape.begin(), shape.end(), slot->shape.begin(), slot->shape.end())) {
+    return error(Code::kShapeMismatch, "tensor %s has shape %s; expected %s", name.c_str(), shape_text(shape).c_str(),
+                 shape_text(slot->shape).c_str());
+  }
+  if (!dtype_info(source.type).is_weight) {
+    return error(Code::kUnsupportedQuantization, "tensor %s is stored as %s, which cannot be computed with", name.c_str(),
+                 dtype_info(source.type).name);
+  }
+  ++revision_;
+  if (slot->shape.size() == 1) {  // norms and biases: few values, used as fp32
+    auto values = std::make_shared<Buffer>();
+    LR_RETURN_IF_ERROR(values->allocate(slot->elements() * sizeof(float), name.c_str()));
+    LR_RETURN_IF_ERROR(dequantize(context, source, values->as<float>()));
+    if (unpermute_heads > 0) {
+      const size_t head_dim = slot->elements() / unpermute_heads;
+      std::vector<float> interleaved(values->as<float>(), values->as<float>() + slot->elements());
+      for (size_t i = 0; i < interleaved.size(); ++i) values->as<float>()[i] = interleaved[interleaved_row(i, head_dim)];
+    }
+    slot->value = matrix(values->as<float>(), DType::kF32, 1, slot->elements());
+    slot->owner = std::move(values);
+    return {};
+  }
+  slot->value = source;
+  slot->owner = std::move(owner);
+  if (unpermute_heads == 0) return {};
+
+  if (source.rows % unpermute_heads != 0 || source.rows / unpermute_heads % 2 != 0) {
+    return error(Code::kShapeMismatch, "tensor %s has %zu rows, which are not %zu heads of even size", name.c_str(), source.rows, unpermute_heads);
+  }
+  const size_t bytes = row_bytes(source.type, source.cols), head_dim = source.rows / unpermute_heads;
+  auto rows = std::make_shared<Buffer>();
+  LR_RETURN_IF_ERROR(rows->allocate(source.rows * bytes, name.c_str()));
+  for (size_t row = 0; row < source.rows; ++row) {
+    std::memcpy(rows->as<unsigned char>() + row * bytes, source.row(interleaved_row(row, head_dim)), bytes);
+  }
+  slot->value = matrix(rows->as<>(), source.type, source.rows, source.cols);
+  slot->owner = std::move(rows);
+  return {};
+}
+
+Status Model::set_tensor(const std::string& name, std::span<const float> values) {
+  Slot* slot = const_cast<Slot*>(find_slot(name));
+  if (slot == nullptr) return error(Code::kInvalidConfig, "this model has no tensor named %s", name.c_str());
+  if (values.size() != slot->elements()) {
+    return error(Code::kShapeMismatch, "tensor %s got %zu values; expected %zu", name.c_str(), values.size(), slot->elements());
+  }
+  auto copy = std::make_shared<Buffer>();
+  LR_RETURN_IF_ERROR(copy->allocate(values.size_bytes(), name.c_str()));
+  std::memcpy(copy->as<>(), values.data(), values.size_bytes());
+  const bool vector = slot->shape.size() == 1;
+  slot->value = matrix(copy->as<>(), DType::kF32, vector ? 1 : slot->shape[0], vector ? slot->shape[0] : slot->shape[1]);
+  slot->owner = std::move(copy);
+  ++revision_;
+  return {};
+}
+
+Status Model::ready() const {
+  std::string missing;
+  size_t count = 0;
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    if (slots_[i].owner != nullptr || (i == head_slot() && config_.tied_head)) continue;
+    if (++count <= 8) missing += (missing.empty() ? "" : ", ") + slots_[i].name;
+  }
+  if (count == 0) return {};
+  return error(Code::kInvalidConfig, "%zu tensors of the model are missing: %s%s", count, missing.c_str(), count > 8 ? ", …" : "");
+}
+
+bool Model::find_linear(const std::string& module, size_t* layer, Linear* linear) const {
+  const auto found = slot_index_.find(module + ".weight");
+  if (found == slot_index_.end()) return false;
+  for (size_t l = 0; l < layer_slots_.size(); ++l) {
+    for (size_t i = 0; i < kLinears; ++i) {
+      if (layer_slots_[l].weight[i] != found->second) continue;
+      *layer = l;
+      *linear = static_cast<Linear>(i);
+      return true;
+    }
+  }
+  return false;
+}
+
+Adapter* Model::find_adapter(const std::string& name) const {
+  for (const auto& adapter : adapters_) {
+    if (adapter->name == name) return adapter.get();
+  }
+  return nullptr;
+}
+
+Status Model::make_parameter(std::string name, std::vector<size_t> shape, Parameter* out) {
+  out->name = std::move(name);
+  out->shape = std::move(shape);
+  out->id = next_parameter_id_++;
+  return out->value.allocate(out->elements() * sizeof(float), out->name.c_str());
+}
+
+Status Model::add_adapter(const std::string& name, std::span<const LoraModuleConfig> modules) {
+  if (find_adapter(name) != nullptr) return error(Code::kInvalidAdapter, "an adapter named '%s' is there already", name.c_str());
+  auto adapter = std::make_unique<Adapter>();
+  adapter->name = name;
+  for (const LoraModuleConfig& wanted : modules) {
+    LoraModule lora;
+    if (!find_linear(wanted.module, &lora.layer, &lora.linear)) {
+      return error(Code::kAdapterMismatch, "module %s is not a linear layer of this model's blocks", wanted.module.c_str());
+    }
+    for (const LoraModule& other : adapter->loras) {
+      if (other.layer == lora.layer && other.linear == lora.linear) {
+        return error(Code::kInvalidAdapter, "module %s is named twice", wanted.module.c_str());
+      }
+    }
+    const LinearShape shape = linear_shape(config_, lora.linear);
+    if (wanted.r < 1 || wanted.r > size_t{1} << 20) {
+      return error(Code::kInvalidAdapter, "module %s has r = %zu; expected 1 to 1048576", wanted.module.c_str(), wanted.r);
+    }
+    if (!std::isfinite(wanted.scale) || !(wanted.dropout >= 0 && wanted.dropout < 1)) {
+      return error(Code::kInvalidAdapter, "module %s has scale %g and dropout %g; expected a finite scale and a dropout in [0, 1)",
+                   wanted.module.c_str(), static_cast<double>(wanted.scale), static_cast<double>(wanted.dropout));
+    }
+    lora.r = wanted.r;
+    lora.scale = wanted.scale;
+    lora.dropout = wanted.dropout;
+    LR_RETURN_IF_ERROR(make_parameter(wanted.module + ".lora_A." + name, {wanted.r, shape.in}, &lora.a));
+    LR_RETURN_IF_ERROR(make_parameter(wanted.module + ".lora_B." + name, {shape.out, wanted.r}, &lora.b));
+    adapter->loras.push_back(std::move(lora));
+  }
+  adapters_.push_back(std::move(adapter));
+  ++revision_;
+  return {};
+}
+
+Status Model::add_override(Context& context, const std::string& adapter_name, const std::string& slot_name) {
+  Adapter* adapter = find_adapter(adapter_name);
+  if (adapter == nullptr) return error(Code::kInvalidAdapter, "there is no adapter named '%s'", adapter_name.c_str());
+  const Slot* slot = find_slot(slot_name);
+  if (slot == nullptr) return error(Code::kAdapterMismatch, "this model has no tensor named %s", slot_name.c_str());
+  const size_t index = static_cast<size_t>(slot - slots_.data());
+  for (const Override& other : adapter->overrides) {
+    if (other.slot == index) return error(Code::kInvalidAdapter, "tensor %s is named twice", slot_name.c_str());
+  }
+  const Matrix base = index == head_slot() && config_.tied_head ? slots_[embedding_slot()].value : slot->value;
+  if (base.data == nullptr) return error(Code::kInvalidConfig, "tensor %s has no values yet", slot_name.c_str());
+  Override override{index, {}};
+  LR_RETURN_IF_ERROR(make_parameter(slot_name + "." + adapter_name, slot->shape, &override.value));
+  LR_RETURN_IF_ERROR(dequantize(context, base, override.value.data()));
+  adapter->overrides.push_back(std::move(override));
+  ++revision_;
+  return {};
+}
+
+Status Model::remove_adapter(const std::string& name) {
+  const auto found = std::find_if(adapters_.begin(), adapters_.end(), [&](const auto& a) { return a->name == name; });
+  if (found == adapters_.end()) return error(Code::kInvalidAdapter, "there is no adapter named '%s'", name.c_str());
+  adapters_.erase(found);
+  ++revision_;
+  return {};
+}
+
+Status Model::set_active(std::span<const std::string> names) {
+  for (const std::string& name : names) {
+    if (find_adapter(name) == nullptr) return error(Code::kInvalidAdapter, "there is no adapter named '%s'", name.c_str());
+  }
+  for (const auto& adapter : adapters_) {
+    adapter->active = std::find(names.begin(), names.end(), adapter->name) != names.end();
+  }
+  ++revision_;
+  return {};
+}
+
+Status Model::set_trainable(std::span<const std::string> names) {
+  std::vector<Parameter*> chosen;
+  for (const std::string& name : names) {
+    Parameter* parameter = find_parameter(name);
+    if (parameter == nullptr) return error(Code::kInvalidAdapter, "there is no parameter of an adapter named %s", name.c_str());
+    chosen.push_back(parameter);
+  }
+  for (Parameter* parameter : parameters()) parameter->trainable = false;
+  for (Parameter* parameter : chosen) parameter->trainable = true;
+  ++revision_;
+  return {};
+}
+
+std::vector<Parameter*> Model::parameters() const {
+  std::vector<Parameter*> all;
+  for (const auto& adapter : adapters_) {
+    for (LoraModule& lora : adapter->loras) {
+      all.push_back(&lora.a);
+      all.push_back(&lora.b);
+    }
+    for (Override& override : adapter->overrides) all.push_back(&override.value);
+  }
+  return all;
+}
+
+std::vector<Parameter*> Model::trained() const {
+  std::vector<Parameter*> result;
+  for (const auto& adapter : adapters_) {
+    if (!adapter->active) continue;
+    for (LoraModule& lora : adapter->loras) {
+      if (lora.a.trainable) result.push_back(&lora.a);
+      if (lora.b.trainable) result.push_back(&lora.b);
+    }
+    for (Override& override : adapter->overrides) {
+      if (override.value.trainable && active_override(override.slot) == &override) result.push_back(&override.value);
+    }
+  }
+  return result;
+}
+
+Parameter* Model::find_parameter(const std::string& name) const {
+  for (Parameter* parameter : parameters()) {
+    if (parameter->name == name) return parameter;
+  }
+  return nullptr;
+}
+
+const Override* Model::active_override(size_t slot) const {
+  for (auto adapter = adapters_.rbegin(); adapter != adapters_.rend(); ++adapter) {
+    if (!(*adapter)->active) continue;
+    for (const Override& override : (*adapter)->overrides) {
+      if (override.slot == slot) return &override;
+    }
+  }
+  return nullptr;
+}
+
+Matrix Model::value(size_t slot) const {
+  if (const Override* override = active_override(slot)) {
+    const std::vector<size_t>& shape = override->value.shape;
+    return shape.size() == 1 ? matrix(override->value.data(), DType::kF32, 1, shape[0])
+                             : matrix(override->value.data(), DType::kF32, shape[0], shape[1]);
+  }
+  if (slot == head_slot() && slots_[slot].owner == nullptr) return slots_[embedding_slot()].value;
+  return slots_[slot].value;
+}
+
+}  // namespace lowrank

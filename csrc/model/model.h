@@ -1,0 +1,135 @@
+// A decoder's tensors: the base weights, bound in place in their storage type, and the adapters attached to them.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "core/buffer.h"
+#include "core/context.h"
+#include "model/config.h"
+#include "ops/matrix.h"
+
+namespace lowrank {
+
+// A base tensor that the decoder needs, by its name in the safetensors files.
+struct Slot {
+  std::string name;
+  std::vector<size_t> shape;             // [n] or [out, in]
+  Matrix value;                          // 1-D tensors are fp32, one row
+  std::shared_ptr<const void> owner;     // the mapped file or the memory that holds it; null: not bound yet
+
+  size_t elements() const { return shape.size() == 1 ? shape[0] : shape[0] * shape[1]; }
+};
+
+// fp32 values that can be trained.
+struct Parameter {
+  std::string name;
+  std::vector<size_t> shape;
+  Buffer value;
+  bool trainable = false;
+  size_t id = 0;                         // unique within the model: sessions keep gradients by it
+
+  float* data() const { return value.as<float>(); }
+  size_t elements() const { return shape.size() == 1 ? shape[0] : shape[0] * shape[1]; }
+};
+
+struct LoraModule {
+  size_t layer;
+  Linear linear;
+  size_t r;
+  float scale, dropout;
+  Parameter a, b;                        // [r, in], [out, r]
+};
+
+// An adapter's own copy of a base tensor, used in its place while the adapter is active.
+struct Override {
+  size_t slot;
+  Parameter value;
+};
+
+struct Adapter {
+  std::string name;
+  std::vector<LoraModule> loras;
+  std::vector<Override> overrides;
+  bool active = false;
+};
+
+struct LoraModuleConfig {
+  std::string module;                    // "model.layers.0.self_attn.q_proj"
+  size_t r;
+  float scale, dropout;
+};
+
+class Model {
+ public:
+  static Result<std::shared_ptr<Model>> create(DecoderConfig config);
+
+  const DecoderConfig& config() const { return config_; }
+  std::span<const Slot> slots() const { return slots_; }
+
+  // Uses `source` in place while `owner` lives; shapes must agree with the slot's. With unpermute_heads > 0 the rows of each
+  // head lie in interleaved-RoPE order (llama GGUFs) and are copied into half-split order, still in their storage type.
+  Status bind(Context&, const std::string& slot, const Matrix& source, std::span<const size_t> shape,
+              std::shared_ptr<const void> owner, size_t unpermute_heads);
+  // Copies fp32 values.
+  Status set_tensor(const std::string& slot, std::span<const float> values);
+  // kInvalidConfig lists the slots that have no tensor.
+  Status ready() const;
+
+  // A and B start at zero. kInvalidAdapter: name taken, module unknown or named twice, r or scale out of range.
+  Status add_adapter(const std::string& name, std::span<const LoraModuleConfig> modules);
+  Status add_override(Context&, const std::string& adapter, const std::string& slot);
+  Status remove_adapter(const std::string& name);
+  Status set_active(std::span<const std::string> names);
+  Status set_trainable(std::span<const std::string> names);
+
+  std::span<const std::unique_ptr<Adapter>> adapters() const { return adapters_; }
+  // Every adapter parameter; and those of active adapters that are trained.
+  std::vector<Parameter*> parameters() const;
+  std::vector<Parameter*> trained() const;
+  Parameter* find_parameter(const std::string& name) const;
+  const Slot* find_slot(const std::string& name) const;
+
+  // The slots' numbers.
+  size_t embedding_slot() const { return 0; }
+  size_t norm_slot() const { return 1; }
+  size_t head_slot() const { return 2; }               // shares the embedding's value when tied
+  size_t input_norm_slot(size_t layer) const { return layer_slots_[layer].input_norm; }
+  size_t post_norm_slot(size_t layer) const { return layer_slots_[layer].post_norm; }
+  size_t weight_slot(size_t layer, Linear linear) const { return layer_slots_[layer].weight[linear]; }
+  size_t bias_slot(size_t layer, Linear linear) const { return layer_slots_[layer].bias[linear]; }   // kNone without
+  static constexpr size_t kNone = static_cast<size_t>(-1);
+
+  // What the slot's value is now: the base tensor, or the override of the active adapter added last.
+  Matrix value(size_t slot) const;
+  // The override in force, or null.
+  const Override* active_override(size_t slot) const;
+
+  // Counts changes to what a forward would compute with; plans are remade when it moves.
+  uint64_t revision() const { return revision_; }
+
+ private:
+  struct LayerSlots {
+    size_t input_norm, post_norm;
+    size_t weight[kLinears], bias[kLinears];
+  };
+
+  explicit Model(DecoderConfig config);
+  size_t add_slot(std::string name, std::vector<size_t> shape);
+  Adapter* find_adapter(const std::string& name) const;
+  Status make_parameter(std::string name, std::vector<size_t> shape, Parameter* out);
+  bool find_linear(const std::string& module, size_t* layer, Linear* linear) const;
+
+  DecoderConfig config_;
+  std::vector<Slot> slots_;
+  std::vector<LayerSlots> layer_slots_;
+  std::unordered_map<std::string, size_t> slot_index_;
+  std::vector<std::unique_ptr<Adapter>> adapters_;
+  size_t next_parameter_id_ = 0;
+  uint64_t revision_ = 1;
+};
+
+}  // namespace lowrank

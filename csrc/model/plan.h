@@ -1,0 +1,51 @@
+// What a forward (and backward) of a model computes with right now, resolved to pointers: base values or overrides, the
+// active adapters' LoRA, and where each gradient goes. Made once, remade when the model's revision moves.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <vector>
+
+#include "model/model.h"
+#include "ops/lora_linear.h"
+
+namespace lowrank {
+
+// Projections of one input, run together.
+struct GroupPlan {
+  size_t in = 0;
+  std::vector<Projection> projections;
+  std::vector<std::vector<LoraAttachment>> loras;  // of each projection; the spans in `projections` point here
+  size_t rank_sum = 0;
+  bool trained = false;                            // some gradient is wanted
+};
+
+struct LayerPlan {
+  const float* input_norm = nullptr;
+  const float* post_norm = nullptr;
+  float* grad_input_norm = nullptr;
+  float* grad_post_norm = nullptr;
+  GroupPlan qkv, output, gate_up, down;
+  size_t window = 0;
+};
+
+struct ModelPlan {
+  std::vector<LayerPlan> layers;
+  Matrix embedding, head;
+  const float* norm = nullptr;
+  float* grad_embedding = nullptr;
+  float* grad_norm = nullptr;
+  float* grad_head = nullptr;
+  size_t max_rank_sum = 0;
+  // The backward stops below this layer: nothing there is trained. layers.size(): only head or final norm.
+  size_t lowest_trained_layer = 0;
+  uint64_t revision = 0;
+};
+
+// Where the gradient of a parameter goes; null: frozen.
+using GradientOf = std::function<float*(const Parameter&)>;
+
+// `training` switches dropout on.
+ModelPlan make_plan(const Model&, bool training, const GradientOf& gradient_of);
+
+}  // namespace lowrank

@@ -1,0 +1,121 @@
+#include "model/workspace.h"
+
+#include <algorithm>
+
+#include "core/checked.h"
+#include "ops/attention.h"
+
+namespace lowrank {
+namespace {
+
+constexpr size_t kAlign = 128;  // two cache lines: adjacent buffers share none, prefetched pairs included
+
+// Walks the layout; with a null base it only counts.
+class Layout {
+ public:
+  explicit Layout(unsigned char* base) : base_(base) {}
+
+  float* floats(const char* component, size_t rows, size_t columns) {
+    return static_cast<float*>(bytes(component, rows * columns * sizeof(float)));
+  }
+  void* bytes(const char* component, size_t count) {
+    void* at = base_ == nullptr ? nullptr : base_ + total_;
+    const size_t rounded = round_up(count, kAlign);
+    total_ += rounded;
+    components_[component] += rounded;
+    return at;
+  }
+  size_t total() const { return total_; }
+  const std::map<std::string, size_t>& components() const { return components_; }
+
+ private:
+  unsigned char* base_;
+  size_t total_ = 0;
+  std::map<std::string, size_t> components_;
+};
+
+BlockSaved lay_block(Layout& layout, const DecoderConfig& c, const LayerPlan& plan, size_t t) {
+  constexpr const char* kSaved = "activations";
+  BlockSaved b;
+  b.qkv = layout.floats(kSaved, t, c.qkv_width());
+  b.attention = layout.floats(kSaved, t, c.query_width());
+  b.lse = layout.floats(kSaved, t, c.heads);
+  b.mid = layout.floats(kSaved, t, c.hidden);
+  b.inv_rms_in = layout.floats(kSaved, t, 1);
+  b.inv_rms_mid = layout.floats(kSaved, t, 1);
+  b.gate_up = layout.floats(kSaved, t, 2 * c.ffn);
+  b.s_qkv = layout.floats(kSaved, t, plan.qkv.rank_sum);
+  b.s_output = layout.floats(kSaved, t, plan.output.rank_sum);
+  b.s_gate_up = layout.floats(kSaved, t, plan.gate_up.rank_sum);
+  b.s_down = layout.floats(kSaved, t, plan.down.rank_sum);
+  return b;
+}
+
+// A layer whose groups have the largest rank sum of all: what a shared block must hold.
+LayerPlan widest(const ModelPlan& plan) {
+  LayerPlan wide;
+  for (const LayerPlan& layer : plan.layers) {
+    wide.qkv.rank_sum = std::max(wide.qkv.rank_sum, layer.qkv.rank_sum);
+    wide.output.rank_sum = std::max(wide.output.rank_sum, layer.output.rank_sum);
+    wide.gate_up.rank_sum = std::max(wide.gate_up.rank_sum, layer.gate_up.rank_sum);
+    wide.down.rank_sum = std::max(wide.down.rank_sum, layer.down.rank_sum);
+  }
+  return wide;
+}
+
+void lay_out(Layout& layout, const DecoderConfig& c, const ModelPlan& plan, Mode mode, size_t t, Workspace* w) {
+  const size_t layers = plan.layers.size();
+  w->inputs.assign(mode == Mode::kForward ? 1 : layers + 1, nullptr);
+  for (float*& input : w->inputs) input = layout.floats("activations", t, c.hidden);
+  w->blocks.clear();
+  if (mode == Mode::kTrain) {
+    for (const LayerPlan& layer : plan.layers) w->blocks.push_back(lay_block(layout, c, layer, t));
+  } else {
+    w->blocks.push_back(lay_block(layout, c, widest(plan), t));
+  }
+  constexpr const char* kScratch = "workspace";
+  w->normed = layout.floats(kScratch, t, c.hidden);
+  w->hidden_ffn = layout.floats(kScratch, t, c.ffn);
+  w->cos = layout.floats(kScratch, t, c.rope.rotary_dim / 2);
+  w->sin = layout.floats(kScratch, t, c.rope.rotary_dim / 2);
+  w->head_in = layout.floats(kScratch, t, c.hidden);
+  w->head_normed = layout.floats(kScratch, t, c.hidden);
+  w->inv_rms_head = layout.floats(kScratch, t, 1);
+  if (mode == Mode::kForward) return;
+  w->d_head = layout.floats(kScratch, t, c.hidden);
+  w->d_stream = layout.floats(kScratch, t, c.hidden);
+  w->d_normed = layout.floats(kScratch, t, c.hidden);
+  w->d_ffn = layout.floats(kScratch, t, c.ffn);
+  w->d_gate_up = layout.floats(kScratch, t, 2 * c.ffn);
+  w->d_qkv = layout.floats(kScratch, t, c.qkv_width());
+  w->d_attention = layout.floats(kScratch, t, c.query_width());
+  const AttentionShape shape{c.heads, c.kv_heads, c.head_dim, 1.0f};
+  w->attention_scratch = layout.bytes(kScratch, attention_backward_scratch(shape, t));
+}
+
+}  // namespace
+
+Status Workspace::prepare(const DecoderConfig& config, const ModelPlan& plan, Mode wanted_mode, size_t wanted_tokens) {
+  if (wanted_tokens <= tokens && wanted_mode == mode && revision_ == plan.revision) return {};
+  const size_t grown = std::max(wanted_tokens, tokens);
+  Layout count(nullptr);
+  lay_out(count, config, plan, wanted_mode, grown, this);
+  tokens = 0;
+  revision_ = 0;
+  if (count.total() > arena_.bytes()) LR_RETURN_IF_ERROR(arena_.allocate(count.total(), "activations and workspace"));
+  Layout place(arena_.as<unsigned char>());
+  lay_out(place, config, plan, wanted_mode, grown, this);
+  tokens = grown;
+  mode = wanted_mode;
+  revision_ = plan.revision;
+  return {};
+}
+
+std::map<std::string, size_t> Workspace::estimate(const DecoderConfig& config, const ModelPlan& plan, Mode mode, size_t tokens) {
+  Layout count(nullptr);
+  Workspace unused;
+  lay_out(count, config, plan, mode, tokens, &unused);
+  return count.components();
+}
+
+}  // namespace lowrank

@@ -1,0 +1,133 @@
+#include "train/session.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/checked.h"
+#include "core/philox.h"
+#include "ops/adamw.h"
+
+namespace lowrank {
+namespace {
+
+constexpr size_t kAlignElements = 32;  // 128 bytes
+constexpr double kClipEpsilon = 1e-6;  // as torch.nn.utils.clip_grad_norm_
+
+size_t padded(const Parameter& parameter) { return round_up(parameter.elements(), kAlignElements); }
+
+size_t trained_elements(const Model& model) {
+  size_t elements = 0;
+  for (const Parameter* parameter : model.trained()) elements += padded(*parameter);
+  return elements;
+}
+
+// One key per micro-batch, so that no two draw the same dropout masks.
+uint64_t micro_batch_key(uint64_t seed, uint64_t step, uint64_t micro) {
+  const auto words = philox4x32({static_cast<uint32_t>(step), static_cast<uint32_t>(step >> 32), static_cast<uint32_t>(micro),
+                                 static_cast<uint32_t>(micro >> 32)}, seed);
+  return uint64_t{words[1]} << 32 | words[0];
+}
+
+}  // namespace
+
+Session::Session(Context& context, std::shared_ptr<Model> model, SessionOptions options)
+    : context_(context), model_(std::move(model)), options_(std::move(options)), decoder_(context_, model_->config()) {}
+
+Result<std::shared_ptr<Session>> Session::create(Context& context, std::shared_ptr<Model> model, SessionOptions options) {
+  LR_RETURN_IF_ERROR(model->ready());
+  const std::vector<Parameter*> trained = model->trained();
+  if (trained.empty()) return error(Code::kInvalidOption, "no parameter of an active adapter is trainable");
+  std::shared_ptr<Session> session(new Session(context, model, std::move(options)));
+  Session& s = *session;
+
+  const size_t elements = trained_elements(*model);
+  LR_RETURN_IF_ERROR(s.gradients_.allocate(elements * sizeof(float), "gradients"));
+  LR_RETURN_IF_ERROR(s.moments_.allocate(2 * elements * sizeof(float), "optimizer state"));
+  size_t offset = 0, ids = 0;
+  for (const Parameter* parameter : trained) {
+    const auto& no_decay = s.options_.no_decay;
+    const bool decay = std::find(no_decay.begin(), no_decay.end(), parameter->name) == no_decay.end();
+    s.states_.push_back({parameter, s.gradients_.as<float>() + offset, s.moments_.as<float>() + offset,
+                         s.moments_.as<float>() + elements + offset, decay});
+    offset += padded(*parameter);
+    ids = std::max(ids, parameter->id + 1);
+  }
+  s.state_by_id_.assign(ids, nullptr);
+  for (const State& state : s.states_) s.state_by_id_[state.parameter->id] = &state;
+  return session;
+}
+
+float* Session::gradient_of(const Parameter& parameter) const {
+  const State* state = parameter.id < state_by_id_.size() ? state_by_id_[parameter.id] : nullptr;
+  return state == nullptr ? nullptr : state->gradient;
+}
+
+Status Session::accumulate(const Batch& batch, std::span<const int32_t> targets, float grad_scale, uint64_t seed, uint64_t step,
+                           uint64_t micro, Loss* loss) {
+  LR_RETURN_IF_ERROR(check_batch(model_->config(), batch));
+  if (plan_.revision != model_->revision()) {
+    const std::vector<Parameter*> trained = model_->trained();
+    const bool same = trained.size() == states_.size() &&
+                      std::equal(trained.begin(), trained.end(), states_.begin(),
+                                 [](const Parameter* a, const State& b) { return a == b.parameter; });
+    if (!same) return error(Code::kInvalidOption, "the model's trainable parameters changed since this session was made");
+    plan_ = make_plan(*model_, true, [this](const Parameter& p) { return gradient_of(p); });
+  }
+  const Mode mode = options_.checkpointing ? Mode::kCheckpointed : Mode::kTrain;
+  const uint64_t key = micro_batch_key(seed, step, micro);
+  LR_RETURN_IF_ERROR(workspace_.prepare(model_->config(), plan_, mode, std::max(options_.max_tokens, batch.ids.size())));
+  LR_RETURN_IF_ERROR(decoder_.forward(plan_, batch, mode, key, &workspace_));
+  return decoder_.loss(plan_, batch, targets, grad_scale, key, &workspace_, loss);
+}
+
+Status Session::update(const UpdateOptions& options, UpdateResult* result) {
+  std::vector<std::span<const float>> gradients;
+  for (const State& state : states_) gradients.emplace_back(state.gradient, state.parameter->elements());
+  double squared = 0;
+  LR_RETURN_IF_ERROR(grad_norm_squared(context_, gradients, &squared));
+  result->grad_norm = std::sqrt(squared);
+  result->skipped = !std::isfinite(result->grad_norm);
+  if (!result->skipped) {
+    ++optimizer_step_;
+    const double clip = options.max_grad_norm > 0 ? std::min(1.0, options.max_grad_norm / (result->grad_norm + kClipEpsilon)) : 1.0;
+    AdamWConfig config{options.learning_rate, options.beta1, options.beta2, options.epsilon, 0, optimizer_step_, static_cast<float>(clip)};
+    for (const State& state : states_) {
+      config.weight_decay = state.decay ? options.weight_decay : 0.0f;
+      LR_RETURN_IF_ERROR(adamw_update(context_, config, state.parameter->elements(), state.gradient, state.parameter->data(), state.m, state.v));
+    }
+  }
+  zero_gradients();
+  return {};
+}
+
+void Session::zero_gradients() { std::memset(gradients_.as<>(), 0, gradients_.bytes()); }
+
+Result<const Session::State*> Session::find(const std::string& name) const {
+  for (const State& state : states_) {
+    if (state.parameter->name == name) return &state;
+  }
+  return error(Code::kInvalidOption, "parameter %s is not trained in this session", name.c_str());
+}
+
+std::map<std::string, size_t> Session::plan() const { return estimate(*model_, options_.max_tokens, options_.checkpointing); }
+
+std::map<std::string, size_t> Session::estimate(const Model& model, size_t max_tokens, bool checkpointing) {
+  std::map<std::string, size_t> components;
+  // With every trained parameter given some gradient the plan has the shape of the real one.
+  float placeholder = 0;
+  const ModelPlan plan = make_plan(model, true, [&](const Parameter& p) { return p.trainable ? &placeholder : nullptr; });
+  if (max_tokens > 0) {
+    components = Workspace::estimate(model.config(), plan, checkpointing ? Mode::kCheckpointed : Mode::kTrain, max_tokens);
+  }
+  for (const Slot& slot : model.slots()) {
+    if (slot.owner != nullptr) components["weights"] += slot.value.rows * slot.value.stride;
+  }
+  for (const Parameter* parameter : model.parameters()) components["adapter"] += parameter->value.bytes();
+  const size_t trained = trained_elements(model) * sizeof(float);
+  components["gradients"] = trained;
+  components["optimizer"] = 2 * trained;
+  return components;
+}
+
+}  // namespace lowrank
