@@ -16,6 +16,8 @@ namespace lowrank {
 
 // The longest k of a packed block whose A operands need packing (col != 1); also where gemm() cuts K.
 constexpr size_t kGemmMaxBlockK = 832;
+// The most terms of a sum that lie in one packed block.
+constexpr size_t kGemmMaxSegments = 64;
 // The most rows of A that `dot` takes.
 constexpr size_t kGemmMaxDotRows = 4;
 

@@ -1,0 +1,186 @@
+// The micro-kernel: an MR × (NV vectors) tile of C in registers, A broadcast from where it lies, B streamed from a panel.
+// Bound by FMA: at 8 × 48 (AVX-512) a step of k is 24 FMA, 3 loads of B and 8 broadcasts, 12 cycles of FMA against 5.5 of loads;
+// at 6 × 16 (AVX2) 6 against 4. Part of gemm_kernels.cpp.                  Goto & van de Geijn 2008; Van Zee & van de Geijn 2015 (BLIS)
+#pragma once
+
+#include "ops/cpu/gemm_kernels.h"
+#include "ops/cpu/vec.h"
+
+namespace lowrank::LR_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr size_t kMr = 8, kNv = 3;
+#elif defined(__AVX2__)
+constexpr size_t kMr = 6, kNv = 2;
+#elif defined(__aarch64__)
+constexpr size_t kMr = 8, kNv = 3;
+#else
+constexpr size_t kMr = 4, kNv = 2;  // 16 registers, and a product needs one before its sum
+#endif
+constexpr size_t kNr = kNv * V::kWidth;
+constexpr size_t kPrefetchSteps = 8;  // of k, ahead in B
+constexpr size_t kCacheLine = 64;
+
+struct Tile {
+  const GemmSegment* segments;
+  size_t segment_count, first_row;
+  const float* b;
+  size_t b_step;  // floats from one row of B to the next
+  float* c;
+  size_t ldc, columns;
+  const float* bias;
+  bool accumulate;
+};
+
+// kMasked: B's last vector holds only `columns` floats (it is read from a matrix, not from a padded panel).
+template <size_t MR, size_t NV, bool kMasked>
+void micro(const Tile& tile) {
+  V::T acc[MR][NV];
+#pragma GCC unroll 8
+  for (size_t i = 0; i < MR; ++i) {
+#pragma GCC unroll 4
+    for (size_t j = 0; j < NV; ++j) acc[i][j] = V::zero();
+  }
+  const size_t last = tile.columns - (NV - 1) * V::kWidth;  // columns in the last vector
+  const float* b = tile.b;
+  const size_t b_step = tile.b_step;
+  for (size_t s = 0; s < tile.segment_count; ++s) {
+    const GemmSegment& segment = tile.segments[s];
+    const size_t row = segment.row, col = segment.col;
+    const float* a = segment.a + tile.first_row * row;
+    for (size_t p = segment.k; p > 0; --p) {
+      V::T bv[NV];
+#pragma GCC unroll 4
+      for (size_t j = 0; j < NV; ++j) {
+        bv[j] = kMasked && j + 1 == NV ? V::load_n(b + j * V::kWidth, last) : V::load(b + j * V::kWidth);
+      }
+      const char* ahead = (const char*)(b + kPrefetchSteps * b_step);
+#pragma GCC unroll 4
+      for (size_t byte = 0; byte < NV * V::kWidth * sizeof(float); byte += kCacheLine) __builtin_prefetch(ahead + byte);
+      b += b_step;
+#pragma GCC unroll 8
+      for (size_t i = 0; i < MR; ++i) {
+        const V::T x = V::set(a[i * row]);
+#pragma GCC unroll 4
+        for (size_t j = 0; j < NV; ++j) acc[i][j] = V::fma(x, bv[j], acc[i][j]);
+      }
+      a += col;
+    }
+  }
+#pragma GCC unroll 4
+  for (size_t j = 0; j < NV; ++j) {
+    const size_t n = j + 1 < NV ? V::kWidth : last;
+    const bool whole = n == V::kWidth;
+    const float* bias = tile.bias + j * V::kWidth;
+    const V::T add = tile.bias == nullptr ? V::zero() : whole ? V::load(bias) : V::load_n(bias, n);
+#pragma GCC unroll 8
+    for (size_t i = 0; i < MR; ++i) {
+      float* c = tile.c + i * tile.ldc + j * V::kWidth;
+      V::T sum = acc[i][j];
+      if (tile.accumulate) sum = V::add(whole ? V::load(c) : V::load_n(c, n), sum);
+      if (tile.bias != nullptr) sum = V::add(sum, add);
+      if (whole) {
+        V::store(c, sum);
+      } else {
+        V::store_n(c, sum, n);
+      }
+    }
+  }
+}
+
+using Micro = void (*)(const Tile&);
+
+// By rows and vectors of columns, each minus one; ragged edges are smaller tiles, never a second algorithm.
+#define LR_MICRO_ROW(mr) \
+  { micro<mr, 1, false>, micro<mr, kNv >= 2 ? 2 : 1, false>, micro<mr, kNv >= 3 ? 3 : 1, false> }
+constexpr Micro kMicro[kMr][3] = {
+    LR_MICRO_ROW(1), LR_MICRO_ROW(2), LR_MICRO_ROW(3), LR_MICRO_ROW(4),
+#if defined(__AVX2__) || defined(__aarch64__)
+    LR_MICRO_ROW(5), LR_MICRO_ROW(6),
+#endif
+#if defined(__AVX512F__) || defined(__aarch64__)
+    LR_MICRO_ROW(7), LR_MICRO_ROW(8),
+#endif
+};
+#undef LR_MICRO_ROW
+
+constexpr Micro kMicroMasked[kMr] = {
+    micro<1, 1, true>, micro<2, 1, true>, micro<3, 1, true>, micro<4, 1, true>,
+#if defined(__AVX2__) || defined(__aarch64__)
+    micro<5, 1, true>, micro<6, 1, true>,
+#endif
+#if defined(__AVX512F__) || defined(__aarch64__)
+    micro<7, 1, true>, micro<8, 1, true>,
+#endif
+};
+
+// Rows [first, first + rows) of a segment that is strided along k, as [k][kMr]: adjacent rows are adjacent floats there.
+LR_INLINE void pack_rows(const GemmSegment& segment, size_t first, size_t rows, float* out) {
+  const float* a = segment.a + first * segment.row;
+  if (segment.row == 1 && rows == kMr) {
+    for (size_t p = 0; p < segment.k; ++p, a += segment.col, out += kMr) memcpy(out, a, kMr * sizeof(float));
+    return;
+  }
+  for (size_t p = 0; p < segment.k; ++p, a += segment.col, out += kMr) {
+    for (size_t i = 0; i < rows; ++i) out[i] = a[i * segment.row];
+  }
+}
+
+// Calls f(tile rows, tile) for each strip of kMr rows, with A's strided segments packed. Rows are outermost, so that a strip of
+// A stays in L1 and B streams from L2.
+template <class F>
+LR_INLINE void for_each_strip(const GemmSegment* segments, size_t segment_count, size_t m, const F& f) {
+  bool strided = false;
+  for (size_t s = 0; s < segment_count; ++s) strided |= segments[s].col != 1;
+  if (!strided) {
+    for (size_t i = 0; i < m; i += kMr) f(i, m - i < kMr ? m - i : kMr, segments, i);
+    return;
+  }
+  alignas(64) float strip[kGemmMaxBlockK * kMr];
+  GemmSegment packed[kGemmMaxSegments];
+  for (size_t i = 0; i < m; i += kMr) {
+    const size_t rows = m - i < kMr ? m - i : kMr;
+    float* out = strip;
+    for (size_t s = 0; s < segment_count; ++s) {
+      const GemmSegment& segment = segments[s];
+      if (segment.col == 1) {
+        packed[s] = {segment.a + i * segment.row, segment.row, 1, segment.k};
+        continue;
+      }
+      pack_rows(segment, i, rows, out);
+      packed[s] = {out, 1, kMr, segment.k};
+      out += segment.k * kMr;
+    }
+    f(i, rows, packed, 0);
+  }
+}
+
+void block(const GemmSegment* segments, size_t segment_count, size_t m, const float* panels, size_t n, float* c, size_t ldc,
+           const float* bias, bool accumulate) {
+  size_t k = 0;
+  for (size_t s = 0; s < segment_count; ++s) k += segments[s].k;
+  for_each_strip(segments, segment_count, m, [&](size_t i, size_t rows, const GemmSegment* strip, size_t first_row) {
+    for (size_t j = 0; j < n; j += kNr) {
+      const size_t columns = n - j < kNr ? n - j : kNr, vectors = (columns + V::kWidth - 1) / V::kWidth;
+      kMicro[rows - 1][vectors - 1]({strip, segment_count, first_row, panels + j * k, vectors * V::kWidth, c + i * ldc + j,
+                                     ldc, columns, bias == nullptr ? nullptr : bias + j, accumulate});
+    }
+  });
+}
+
+void direct(const GemmSegment& segment, size_t m, const float* b, size_t ldb, size_t n, float* c, size_t ldc,
+            const float* bias, bool accumulate) {
+  for_each_strip(&segment, 1, m, [&](size_t i, size_t rows, const GemmSegment* strip, size_t first_row) {
+    for (size_t j = 0; j < n;) {
+      const size_t whole = (n - j) / V::kWidth, vectors = whole < kNv ? whole : kNv;
+      const size_t columns = vectors > 0 ? vectors * V::kWidth : n - j;
+      const Micro kernel = vectors > 0 ? kMicro[rows - 1][vectors - 1] : kMicroMasked[rows - 1];
+      kernel({strip, 1, first_row, b + j, ldb, c + i * ldc + j, ldc, columns, bias == nullptr ? nullptr : bias + j, accumulate});
+      j += columns;
+    }
+  });
+}
+
+}  // namespace
+}  // namespace lowrank::LR_ISA
