@@ -28,9 +28,18 @@ function requireTool(tool, advice) {
   }
 }
 
-requireTool('cmake', 'Install CMake 3.20 or newer (Debian/Ubuntu: apt install cmake; macOS: brew install cmake; Windows: winget install Kitware.CMake).');
-if (process.platform !== 'win32' && !process.env.CXX && !['c++', 'g++', 'clang++'].some((tool) => !spawnSync(tool, ['--version'], { stdio: 'ignore' }).error)) {
-  fail('the native build needs a C++20 compiler, and none of c++, g++, clang++ was found. Install g++ 11 or clang 14 or newer (Debian/Ubuntu: apt install g++; macOS: xcode-select --install).');
+requireTool(
+  'cmake',
+  'Install CMake 3.20 or newer (Debian/Ubuntu: apt install cmake; macOS: brew install cmake; Windows: winget install Kitware.CMake).',
+);
+if (
+  process.platform !== 'win32' &&
+  !process.env.CXX &&
+  !['c++', 'g++', 'clang++'].some((tool) => !spawnSync(tool, ['--version'], { stdio: 'ignore' }).error)
+) {
+  fail(
+    'the native build needs a C++20 compiler, and none of c++, g++, clang++ was found. Install g++ 11 or clang 14 or newer (Debian/Ubuntu: apt install g++; macOS: xcode-select --install).',
+  );
 }
 
 let cmakeJs;
@@ -41,10 +50,27 @@ try {
 }
 if (cmakeJs) {
   const arch = option('arch') ? ['--arch', option('arch')] : [];
-  run(process.execPath, [cmakeJs, 'build', '-O', buildFolder, '--parallel', String(require('node:os').availableParallelism()), ...(type === 'Debug' ? ['--debug'] : []), ...arch]);
+  run(process.execPath, [
+    cmakeJs,
+    'build',
+    '-O',
+    buildFolder,
+    '--parallel',
+    String(require('node:os').availableParallelism()),
+    ...(type === 'Debug' ? ['--debug'] : []),
+    ...arch,
+  ]);
 } else {
   const includes = ['node-api-headers', 'node-addon-api'].map((name) => path.resolve(require(name).include_dir)).join(';');
-  run('cmake', ['-S', root, '-B', buildFolder, `-DCMAKE_BUILD_TYPE=${type}`, `-DCMAKE_JS_INC=${includes}`, `-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=${path.join(buildFolder, type)}`]);
+  run('cmake', [
+    '-S',
+    root,
+    '-B',
+    buildFolder,
+    `-DCMAKE_BUILD_TYPE=${type}`,
+    `-DCMAKE_JS_INC=${includes}`,
+    `-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=${path.join(buildFolder, type)}`,
+  ]);
   run('cmake', ['--build', buildFolder, '--config', type, '--parallel']);
 }
 fs.mkdirSync(outFolder, { recursive: true });

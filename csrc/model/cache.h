@@ -10,7 +10,11 @@ namespace lowrank {
 
 class KvCache {
  public:
-  Status allocate(const DecoderConfig& config, size_t rows, size_t capacity);
+  // Fixes the sizes; the memory comes with the first prepare, which may run off the JavaScript thread.
+  KvCache(const DecoderConfig& config, size_t rows, size_t capacity)
+      : layers_(config.layers), width_(config.kv_width()), capacity_(capacity), lengths_(rows, 0) {}
+  // kOutOfMemory names what was wanted.
+  Status prepare();
 
   size_t rows() const { return lengths_.size(); }
   size_t capacity() const { return capacity_; }
@@ -18,12 +22,14 @@ class KvCache {
   void grow(size_t row, size_t tokens) { lengths_[row] += tokens; }
 
   // All rows of a layer: row r, token t at [(r * capacity + t) * kv_width].
-  float* keys(size_t layer) const { return data_.as<float>() + 2 * layer * layer_elements_; }
-  float* values(size_t layer) const { return keys(layer) + layer_elements_; }
+  float* keys(size_t layer) const { return data_.as<float>() + 2 * layer * layer_elements(); }
+  float* values(size_t layer) const { return keys(layer) + layer_elements(); }
 
  private:
+  size_t layer_elements() const { return rows() * capacity_ * width_; }
+
   Buffer data_;
-  size_t capacity_ = 0, layer_elements_ = 0;
+  size_t layers_, width_, capacity_;
   std::vector<size_t> lengths_;
 };
 

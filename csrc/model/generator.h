@@ -24,16 +24,16 @@ class Generator {
                 DrawnTokens*);
 
  private:
-  Generator(Context& context, std::shared_ptr<Model> model)
-      : context_(context), model_(std::move(model)), decoder_(context_, model_->config()) {}
+  Generator(Context& context, std::shared_ptr<Model> model, size_t rows, size_t capacity)
+      : model_(std::move(model)), decoder_(context, model_->config()), cache_(model_->config(), rows, capacity), history_(rows) {}
 
-  Context& context_;
   std::shared_ptr<Model> model_;
   Decoder decoder_;
   KvCache cache_;
   Workspace workspace_;
   ModelPlan plan_;
   Buffer logits_;
+  SamplingScratch sampling_scratch_;
   std::vector<std::vector<int32_t>> history_;  // each row's tokens so far, for the repetition penalty
 };
 

@@ -13,6 +13,10 @@ namespace lowrank {
 
 // Projections of one input, run together.
 struct GroupPlan {
+  GroupPlan() = default;
+  GroupPlan(GroupPlan&&) = default;                // moving keeps the inner vectors' memory, which the spans point into
+  GroupPlan& operator=(GroupPlan&&) = default;
+
   size_t in = 0;
   std::vector<Projection> projections;
   std::vector<std::vector<LoraAttachment>> loras;  // of each projection; the spans in `projections` point here
