@@ -121,6 +121,14 @@ void add(const float* x, size_t n, float* y) {
   });
 }
 
+void blend(float x_factor, const float* x, size_t n, float y_factor, float* y) {
+  const V::T x_factors = V::set(x_factor), y_factors = V::set(y_factor);
+  for_each_vector(n, [&](auto access, size_t i, size_t lanes) {
+    const V::T scaled = V::mul(access.load(y + i, lanes), y_factors);
+    access.store(y + i, V::fma(access.load(x + i, lanes), x_factors, scaled), lanes);
+  });
+}
+
 void scale(float factor, size_t n, float* y) {
   const V::T factors = V::set(factor);
   for_each_vector(n, [&](auto access, size_t i, size_t lanes) {
@@ -268,6 +276,13 @@ void softmax_block(float* x, size_t n, SoftmaxState* state) {
   state->sum += static_cast<double>(sum);
 }
 
+void scaled_exp(float shift, float factor, size_t n, float* x) {
+  const V::T shifts = V::set(shift), factors = V::set(factor);
+  for_each_vector(n, [&](auto access, size_t i, size_t lanes) {
+    access.store(x + i, V::mul(factors, vexp(V::sub(access.load(x + i, lanes), shifts))), lanes);
+  });
+}
+
 }  // namespace
 
 extern const ElementwiseKernels kElementwiseKernels;
@@ -278,11 +293,13 @@ const ElementwiseKernels kElementwiseKernels = {
     .swiglu_forward = swiglu_forward,
     .swiglu_backward = swiglu_backward,
     .add = add,
+    .blend = blend,
     .scale = scale,
     .dropout = dropout,
     .adamw = adamw,
     .sum_of_squares = sum_of_squares,
     .softmax_block = softmax_block,
+    .scaled_exp = scaled_exp,
 };
 
 }  // namespace lowrank::LR_ISA

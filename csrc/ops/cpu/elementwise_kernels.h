@@ -41,8 +41,10 @@ struct ElementwiseKernels {
 
   // y[i] += x[i]
   void (*add)(const float* x, size_t n, float* y);
-  // y[i] *= scale
-  void (*scale)(float scale, size_t n, float* y);
+  // y[i] = x_factor * x[i] + y_factor * y[i]
+  void (*blend)(float x_factor, const float* x, size_t n, float y_factor, float* y);
+  // y[i] *= factor
+  void (*scale)(float factor, size_t n, float* y);
 
   // Elements first … first + n - 1 of dropout.h; dropped where their 16 bits are below `threshold`.
   void (*dropout)(const float* x, size_t n, uint64_t first, uint32_t threshold, float scale, uint64_t seed, uint64_t module,
@@ -54,6 +56,8 @@ struct ElementwiseKernels {
 
   // x[i] becomes exp(x[i] - shift), and `state` takes the block in; NaN stays NaN.
   void (*softmax_block)(float* x, size_t n, SoftmaxState* state);
+  // x[i] = factor * exp(x[i] - shift)
+  void (*scaled_exp)(float shift, float factor, size_t n, float* x);
 };
 
 }  // namespace lowrank

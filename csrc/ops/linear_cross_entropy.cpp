@@ -1,0 +1,248 @@
+// Bound by FLOPs: 4·n·C·V for the loss and dh. The vocabulary is walked in groups of blocks. A group is packed once by all threads, in the
+// two forms that the products need; then each thread takes chunks of rows through it, block by block:
+//   S = H·Wᵀ (rows of H by the block)  →  S becomes exp(S - shift), shift and sum per row  →  O += S·W, in dh's own memory
+// Rows do not depend on one another, so how they are cut changes no bits; the order of blocks is fixed.
+#include "ops/linear_cross_entropy.h"
+
+#include <cmath>
+#include <limits>
+
+#include "core/buffer.h"
+#include "ops/cpu/kernels.h"
+#include "ops/gemm.h"
+#include "ops/row_chunks.h"
+
+namespace lowrank {
+namespace {
+
+// Floats of a packed piece that stays in L2 while rows stream past it.
+constexpr size_t kPieceFloats = size_t{1} << 17;
+// Rows of the vocabulary in a block, before rounding to whole panels: the k of O += S·W.
+constexpr size_t kBlockTokens = 288;
+// Bytes of a packed group: enough blocks that forks are rare, few enough to stay in a last-level cache.
+constexpr size_t kGroupBytes = size_t{8} << 20;
+// Rows that go through a block together: what its pieces' way from L3 to L2 is spread over.
+constexpr size_t kMaxChunkRows = 256;
+// Floats of recomputed logits in the pass for grad_w.
+constexpr size_t kRecomputeFloats = size_t{1} << 20;
+
+// What is known of a row's logits so far.
+struct RowState {
+  SoftmaxState softmax;
+  float target_logit;
+  float largest;
+  bool target_is_largest;  // the target is the first of the largest so far
+};
+
+// How the two packed forms of a block are cut into pieces.
+struct Pieces {
+  size_t length;  // of all but the last piece
+  size_t total;
+
+  size_t count() const { return ceil_div(total, length); }
+  size_t begin(size_t piece) const { return piece * length; }
+  size_t size(size_t piece) const { return std::min(length, total - begin(piece)); }
+};
+
+class HeadPass {
+ public:
+  HeadPass(Context& context, const float* h, const Matrix& w, const int32_t* targets, size_t n, float* dh)
+      : context_(context), gemm_(context.kernels.gemm), elementwise_(context.kernels.elementwise), h_(h), w_(w),
+        targets_(targets), n_(n), channels_(w.cols), dh_(dh) {
+    block_tokens_ = std::max(gemm_.nr, kBlockTokens / gemm_.nr * gemm_.nr);
+    block_floats_ = block_tokens_ * round_up(channels_, gemm_.nr);
+    const size_t forms = dh == nullptr ? 1 : 2;
+    group_blocks_ = std::clamp<size_t>(kGroupBytes / (forms * block_floats_ * sizeof(float)), 1,
+                                       ceil_div(w.rows, block_tokens_));
+    // Cuts along C: of the sum in S = H·Wᵀ, and of the columns in O += S·W (there in whole panels).
+    const size_t pieces = ceil_div(block_floats_, kPieceFloats);
+    const size_t length = round_up(ceil_div(channels_, pieces), gemm_.nr);
+    inner_ = {std::min(length, kGemmMaxBlockK), channels_};
+    outer_ = {length, channels_};
+    const size_t threads = context.pool.threads();
+    const size_t chunks = ceil_div(n, threads * kMaxChunkRows) * threads;
+    chunk_rows_ = round_up(ceil_div(n, chunks), gemm_.mr);
+  }
+
+  Status run(float grad_scale, HeadLoss* loss) {
+    const size_t forms = dh_ == nullptr ? 1 : 2;
+    LR_RETURN_IF_ERROR(panels_.reserve(forms * group_blocks_ * block_floats_ * sizeof(float), "the packed head"));
+    LR_RETURN_IF_ERROR(states_.reserve(n_ * sizeof(RowState), "the head's softmax"));
+    LR_RETURN_IF_ERROR(context_.pool.reserve_scratch(std::max(chunk_rows_ * block_tokens_, channels_) * sizeof(float)));
+    constexpr float kNothing = -std::numeric_limits<float>::infinity();
+    for (size_t row = 0; row < n_; ++row) state(row) = {{0, kNothing, 1, kNothing}, 0, kNothing, false};
+
+    const size_t group_tokens = group_blocks_ * block_tokens_;
+    for (size_t token = 0; token < w_.rows; token += group_tokens) {
+      const size_t tokens = std::min(group_tokens, w_.rows - token);
+      pack_group(token, tokens);
+      context_.pool.parallel(ceil_div(n_, chunk_rows_), [&](size_t chunk, size_t worker) {
+        const size_t row = chunk * chunk_rows_, rows = std::min(chunk_rows_, n_ - row);
+        for (size_t block = 0; block * block_tokens_ < tokens; ++block) {
+          const size_t first = block * block_tokens_;
+          run_block(block, token + first, std::min(block_tokens_, tokens - first), row, rows,
+                    context_.pool.scratch<float>(worker));
+        }
+      });
+    }
+    if (dh_ != nullptr) finish_gradient(grad_scale);
+    *loss = total();
+    return {};
+  }
+
+  // dw of every vocabulary row, from logits that are computed again.
+  Status accumulate_weight_gradient(float grad_scale, float* grad_w) {
+    const size_t block = std::clamp<size_t>(kRecomputeFloats / n_ / gemm_.nr, 1, 64) * gemm_.nr;
+    Buffer logits;
+    LR_RETURN_IF_ERROR(logits.reserve(n_ * block * sizeof(float), "a block of logits"));
+    float* p = logits.as<float>();
+    for (size_t token = 0; token < w_.rows; token += block) {
+      const size_t tokens = std::min(block, w_.rows - token);
+      Matrix rows = w_;
+      rows.data = w_.row(token);
+      rows.rows = tokens;
+      LR_RETURN_IF_ERROR(gemm(context_, n_, {h_, channels_, 1, rows, true, channels_}, p, tokens, tokens, false));
+      for_row_chunks(context_, n_, tokens, [&](size_t begin, size_t end) {
+        for (size_t row = begin; row < end; ++row) {
+          const SoftmaxState& softmax = state(row).softmax;
+          const float factor = static_cast<float>(static_cast<double>(grad_scale) / softmax.sum);
+          elementwise_.scaled_exp(softmax.shift, factor, tokens, p + row * tokens);
+          const size_t target = static_cast<size_t>(targets_[row]);
+          if (target >= token && target - token < tokens) p[row * tokens + target - token] -= grad_scale;
+        }
+      });
+      LR_RETURN_IF_ERROR(gemm_tn(context_, tokens, channels_, n_, p, tokens, h_, channels_, grad_w + token * channels_,
+                                 channels_, false));
+    }
+    return {};
+  }
+
+ private:
+  RowState& state(size_t row) const { return states_.as<RowState>()[row]; }
+  float* inner_panels(size_t block) const { return panels_.as<float>() + block * block_floats_; }
+  float* outer_panels(size_t block) const { return panels_.as<float>() + (group_blocks_ + block) * block_floats_; }
+
+  // A task packs the rows of one panel of S = H·Wᵀ, which are some of the k of O += S·W.
+  void pack_group(size_t token, size_t tokens) {
+    const size_t panels_per_block = block_tokens_ / gemm_.nr;
+    context_.pool.parallel(ceil_div(tokens, gemm_.nr), [&](size_t task, size_t) {
+      const size_t block = task / panels_per_block, at = task % panels_per_block * gemm_.nr;
+      const size_t block_begin = block * block_tokens_, size = std::min(block_tokens_, tokens - block_begin);
+      const size_t first = token + block_begin + at, count = std::min(gemm_.nr, size - at);
+      const size_t columns = round_up(size, gemm_.width);
+      for (size_t piece = 0; piece < inner_.count(); ++piece) {
+        const size_t k = inner_.size(piece);
+        gemm_.pack(w_, true, inner_.begin(piece), k, first, count,
+                   inner_panels(block) + inner_.begin(piece) * columns + at * k, k, 0);
+      }
+      if (dh_ == nullptr) return;
+      for (size_t piece = 0; piece < outer_.count(); ++piece) {
+        gemm_.pack(w_, false, first, count, outer_.begin(piece), outer_.size(piece),
+                   outer_panels(block) + outer_.begin(piece) * size, size, at);
+      }
+    });
+  }
+
+  void run_block(size_t block, size_t token, size_t tokens, size_t row, size_t rows, float* s) {
+    const size_t columns = round_up(tokens, gemm_.width);
+    for (size_t piece = 0; piece < inner_.count(); ++piece) {
+      const GemmSegment segment{h_ + row * channels_ + inner_.begin(piece), channels_, 1, inner_.size(piece)};
+      gemm_.block(&segment, 1, rows, inner_panels(block) + inner_.begin(piece) * columns, tokens, s, tokens, nullptr,
+                  piece > 0);
+    }
+    for (size_t i = 0; i < rows; ++i) update_row(row + i, token, tokens, s + i * tokens);
+    if (dh_ == nullptr) return;
+    for (size_t piece = 0; piece < outer_.count(); ++piece) {
+      const GemmSegment segment{s, tokens, 1, tokens};
+      gemm_.block(&segment, 1, rows, outer_panels(block) + outer_.begin(piece) * tokens, outer_.size(piece),
+                  dh_ + row * channels_ + outer_.begin(piece), channels_, nullptr, token > 0);
+    }
+  }
+
+  // Takes the logits of tokens [token, token + tokens) into the row's state and turns them into weights.
+  void update_row(size_t row, size_t token, size_t tokens, float* logits) {
+    RowState& row_state = state(row);
+    const size_t target = static_cast<size_t>(targets_[row]);
+    const bool holds_target = target >= token && target - token < tokens;
+    bool target_is_first = false;
+    if (holds_target) {
+      row_state.target_logit = logits[target - token];
+      target_is_first = std::none_of(logits, logits + (target - token),
+                                     [&](float logit) { return logit >= row_state.target_logit; });
+    }
+    elementwise_.softmax_block(logits, tokens, &row_state.softmax);
+    if (row_state.softmax.largest > row_state.largest) {
+      row_state.largest = row_state.softmax.largest;
+      row_state.target_is_largest = target_is_first && row_state.target_logit == row_state.largest;
+    }
+    if (row_state.softmax.rescale != 1.0f && token > 0 && dh_ != nullptr) {
+      elementwise_.scale(row_state.softmax.rescale, channels_, dh_ + row * channels_);
+    }
+  }
+
+  // dh = grad_scale · (O / Σ - w[target])
+  void finish_gradient(float grad_scale) {
+    const size_t chunk_rows = std::max<size_t>(1, kChunkElements / channels_);
+    context_.pool.parallel(ceil_div(n_, chunk_rows), [&](size_t chunk, size_t worker) {
+      float* target_row = context_.pool.scratch<float>(worker);
+      for (size_t row = chunk * chunk_rows; row < std::min(n_, (chunk + 1) * chunk_rows); ++row) {
+        gemm_.dequantize(w_, static_cast<size_t>(targets_[row]), 1, 0, channels_, target_row, channels_);
+        const float factor = static_cast<float>(static_cast<double>(grad_scale) / state(row).softmax.sum);
+        elementwise_.blend(-grad_scale, target_row, channels_, factor, dh_ + row * channels_);
+      }
+    });
+  }
+
+  HeadLoss total() const {
+    HeadLoss loss;
+    for (size_t row = 0; row < n_; ++row) {
+      const RowState& row_state = state(row);
+      loss.nll_sum += static_cast<double>(row_state.softmax.shift) + std::log(row_state.softmax.sum) -
+                      static_cast<double>(row_state.target_logit);
+      loss.correct += row_state.target_is_largest && !std::isnan(row_state.softmax.sum) ? 1 : 0;
+    }
+    return loss;
+  }
+
+  Context& context_;
+  const GemmKernels& gemm_;
+  const ElementwiseKernels& elementwise_;
+  const float* h_;
+  const Matrix& w_;
+  const int32_t* targets_;
+  size_t n_, channels_;
+  float* dh_;
+
+  size_t block_tokens_, block_floats_, group_blocks_, chunk_rows_;
+  Pieces inner_, outer_;
+  Buffer panels_;  // H·Wᵀ's form of each block of the group, then S·W's
+  Buffer states_;
+};
+
+Status check(const Matrix& w, const int32_t* targets, size_t n) {
+  const size_t block_elements = dtype_info(w.type).block_elements;
+  if (w.cols == 0 || w.cols % block_elements != 0) {
+    return error(Code::kShapeMismatch, "the head has rows of %zu elements, but %s comes in blocks of %zu", w.cols,
+                 dtype_info(w.type).name, block_elements);
+  }
+  for (size_t row = 0; row < n; ++row) {
+    if (targets[row] < 0 || static_cast<size_t>(targets[row]) >= w.rows) {
+      return error(Code::kShapeMismatch, "target %zu is %d, but must be at least 0 and below %zu", row, targets[row], w.rows);
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Status linear_cross_entropy(Context& context, const float* h, const Matrix& w, const int32_t* targets, size_t n,
+                            float grad_scale, float* dh, float* grad_w, HeadLoss* loss) {
+  *loss = {};
+  LR_RETURN_IF_ERROR(check(w, targets, n));
+  if (n == 0) return {};
+  HeadPass pass(context, h, w, targets, n, dh);
+  LR_RETURN_IF_ERROR(pass.run(grad_scale, loss));
+  return grad_w == nullptr ? Status() : pass.accumulate_weight_gradient(grad_scale, grad_w);
+}
+
+}  // namespace lowrank
