@@ -51,9 +51,9 @@ struct AttentionKernels {
   // One query (q_len == 1) over keys [key_begin, key_end): for each head of the group, head_dim sums of p · v, then the maximum score
   // in base 2 and the sum of p, into partial[head * (head_dim + 2)].
   void (*decode)(const AttentionGroup&, size_t key_begin, size_t key_end, float* partial, float* scratch);
-  // delta[t * heads + h] = Σ_d a[t, h, d] · b[t, h, d].
+  // out[t * out_stride + h] = Σ_d a[t, h, d] · b[t, h, d].
   void (*head_dots)(const float* a, size_t a_stride, const float* b, size_t b_stride, size_t tokens, size_t heads, size_t head_dim,
-                    float* delta);
+                    size_t out_stride, float* out);
   // Rotates the heads of one token; cos and sin: [rotary_dim / 2].
   void (*rope_row)(float* x, size_t heads, size_t head_dim, size_t rotary_dim, const float* cos, const float* sin, bool inverse);
 };

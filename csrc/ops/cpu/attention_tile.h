@@ -1,0 +1,147 @@
+// What forward and backward share: a tile of rows in lanes, which keys its vectors see, and copies of keys in panels.
+//
+// Scores lie as Sᵀ[key][lane]: keys are broadcast and never transposed, and maxima and sums over keys need no step across lanes.
+#pragma once
+
+#include "ops/cpu/attention_kernels.h"
+#include "ops/cpu/attention_product.h"
+#include "ops/cpu/attention_transpose.h"
+
+namespace lowrank::LR_ISA {
+namespace {
+
+constexpr size_t kTileVectors = kProductVectors;
+constexpr size_t kTileRows = kTileVectors * V::kWidth;
+constexpr size_t kKeyBlock = 64;     // keys a step: their scores for a tile stay in L1
+constexpr size_t kKeyAlign = 16;     // key bounds are rounded to so many; a multiple of kProductRows
+constexpr float kMasked = -1e30f;    // finite, so that no inf - inf arises
+constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
+
+static_assert(kAttentionRows % kTileRows == 0 && kKeyAlign % kProductRows == 0 && kKeyBlock % kKeyAlign == 0);
+static_assert(kAttentionChunk % kKeyBlock == 0 && kKeyAlign % V::kWidth == 0);
+
+LR_INLINE size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+LR_INLINE size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+LR_INLINE size_t round_up_to(size_t a, size_t multiple) { return (a + multiple - 1) / multiple * multiple; }
+
+// Row length of panels whose rows are multiplied as vectors or as rows of A.
+LR_INLINE size_t padded(size_t head_dim) { return round_up_to(head_dim, kKeyAlign); }
+// Row length of key panels: an odd number of cache lines, so that a column of keys spreads over all sets of L1.
+LR_INLINE size_t key_stride(size_t head_dim) { return (padded(head_dim) / 16 | 1) * 16; }
+
+// 2^x for x <= 127, relative error below 2e-7; 2^-126 for x below -126. NaN stays NaN.   Cephes' exp2f
+LR_INLINE V::T exp2_of(V::T x) {
+  x = V::max(V::set(-126.0f), x);
+  const V::T n = V::round(x), f = V::sub(x, n);
+  V::T p = V::set(1.535336188319500e-4f);
+  p = V::fma(p, f, V::set(1.339887440266574e-3f));
+  p = V::fma(p, f, V::set(9.618437357674640e-3f));
+  p = V::fma(p, f, V::set(5.550332471162809e-2f));
+  p = V::fma(p, f, V::set(2.402264791363012e-1f));
+  p = V::fma(p, f, V::set(6.931472028550421e-1f));
+  p = V::fma(p, f, V::set(1.0f));
+  return V::scale2(p, n);
+}
+
+// Up to kTileRows consecutive rows.
+struct Tile {
+  size_t first_row, rows, vectors;
+  size_t key_begin, key_end;        // keys that any of its rows sees, multiples of kKeyAlign (the end may pass kv_len)
+  size_t end[kTileVectors];         // of each vector's keys, likewise; ascending
+  alignas(64) float position[kTileRows];
+};
+
+LR_INLINE size_t position_of(const AttentionGroup& g, size_t row) { return g.kv_len - g.q_len + row / g.group; }
+
+LR_INLINE Tile make_tile(const AttentionGroup& g, size_t first_row, size_t row_end) {
+  Tile tile;
+  tile.first_row = first_row;
+  tile.rows = smaller(kTileRows, row_end - first_row);
+  tile.vectors = (tile.rows + V::kWidth - 1) / V::kWidth;
+  for (size_t i = 0; i < kTileRows; ++i) {
+    tile.position[i] = static_cast<float>(position_of(g, first_row + smaller(i, tile.rows - 1)));
+  }
+  for (size_t v = 0; v < tile.vectors; ++v) {
+    const size_t last = smaller((v + 1) * V::kWidth, tile.rows) - 1;
+    tile.end[v] = round_up_to(position_of(g, first_row + last) + 1, kKeyAlign);
+  }
+  const size_t position = position_of(g, first_row);
+  tile.key_begin = g.window > 0 && position + 1 > g.window ? (position + 1 - g.window) / kKeyAlign * kKeyAlign : 0;
+  tile.key_end = tile.end[tile.vectors - 1];
+  return tile;
+}
+
+// body(vector, from, to): the keys of [begin, end) that vectors `vector` to the last see and earlier ones do not.
+template <class Body>
+LR_INLINE void for_each_segment(const Tile& tile, size_t begin, size_t end, const Body& body) {
+  for (size_t v = 0; v < tile.vectors && begin < end; ++v) {
+    const size_t to = smaller(end, tile.end[v]);
+    if (begin >= to) continue;
+    body(v, begin, to);
+    begin = to;
+  }
+}
+
+// Whether some row of vector v does not see some key of [begin, end).
+LR_INLINE bool on_edge(const AttentionGroup& g, const Tile& tile, size_t v, size_t begin, size_t end) {
+  const float* position = tile.position + v * V::kWidth;
+  return static_cast<float>(end) > position[0] + 1 ||
+         (g.window > 0 && static_cast<float>(begin + g.window) <= position[V::kWidth - 1]);
+}
+
+// 0 where the rows at `position` see `key`, else at most kMasked.
+LR_INLINE V::T mask_of(V::T position, size_t key, size_t window) {
+  const V::T ahead = V::sub(position, V::set(static_cast<float>(key)));
+  V::T distance = V::min(V::zero(), ahead);
+  if (window > 0) distance = V::min(distance, V::sub(V::set(static_cast<float>(window - 1)), ahead));
+  return V::mul(distance, V::set(-kMasked));
+}
+
+// Pointers of the tile's rows in a tensor whose head 0 of query 0 is at `base`; null past the last row.
+template <class T>
+LR_INLINE void row_pointers(const AttentionGroup& g, const Tile& tile, T* base, size_t stride, T** rows) {
+  size_t query = tile.first_row / g.group, head = tile.first_row % g.group;
+  for (size_t i = 0; i < kTileRows; ++i) {
+    rows[i] = i < tile.rows ? base + query * stride + head * g.head_dim : nullptr;
+    if (++head == g.group) head = 0, ++query;
+  }
+}
+
+// values[row] of per-row statistics [queries, heads], times `scale`; 0 past the last row.
+LR_INLINE void load_statistics(const AttentionGroup& g, const Tile& tile, const float* values, float scale, float* out) {
+  for (size_t i = 0; i < kTileRows; ++i) {
+    const size_t row = tile.first_row + i;
+    out[i] = i < tile.rows ? scale * values[row / g.group * g.lse_stride + row % g.group] : 0.0f;
+  }
+}
+
+// One row of `length`, times `scale`, with zeros up to `padded_length`.
+LR_INLINE void copy_row(const float* from, size_t length, float scale, float* to, size_t padded_length) {
+  const V::T factor = V::set(scale);
+  size_t d = 0;
+  for (; d + V::kWidth <= length; d += V::kWidth) V::store(to + d, V::mul(V::load(from + d), factor));
+  if (d < length) {
+    V::store(to + d, V::mul(V::load_n(from + d, length - d), factor));
+    d += V::kWidth;
+  }
+  for (; d < padded_length; d += V::kWidth) V::store(to + d, V::zero());
+}
+
+LR_INLINE void zero_row(float* to, size_t length) {
+  for (size_t d = 0; d < length; d += V::kWidth) V::store(to + d, V::zero());
+}
+
+// Rows [begin, end) of keys or values into a panel of key_stride; those past `available` are zeros.
+inline void copy_keys(const float* from, size_t from_stride, size_t head_dim, size_t begin, size_t end, size_t available, float* to) {
+  const size_t stride = key_stride(head_dim), length = padded(head_dim);
+  for (size_t key = begin; key < end; ++key, to += stride) {
+    if (key < available) {
+      copy_row(from + key * from_stride, head_dim, 1.0f, to, length);
+    } else {
+      zero_row(to, length);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lowrank::LR_ISA
