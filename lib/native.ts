@@ -234,6 +234,8 @@ export interface NativeAddon {
   createSession(model: NativeModel, options: { maxTokens: number; checkpointing: boolean; noDecay: string[] }): NativeSession;
   /** What a session of this kind would hold, in bytes, before anything is allocated. */
   planSession(model: NativeModel, options: { maxTokens: number; checkpointing: boolean }): Record<string, number>;
+  /** Of all threads of the pool at the level in use: FMA in registers, reads beyond the caches. */
+  measurePeaks(): Promise<{ flopsPerSecond: number; bytesPerSecond: number }>;
   kernels: Record<string, (...args: never[]) => unknown>;
 }
 

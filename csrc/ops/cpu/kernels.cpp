@@ -1,14 +1,15 @@
 #include "ops/cpu/kernels.h"
 
-// Every level's unit defines these three in a namespace of its own.
+// Every level's unit defines these in a namespace of its own.
 #define LR_DECLARE_LEVEL(isa)                    \
   namespace lowrank::isa {                       \
   extern const GemmKernels kGemmKernels;         \
   extern const AttentionKernels kAttentionKernels; \
   extern const ElementwiseKernels kElementwiseKernels; \
+  extern const PeakKernels kPeakKernels;         \
   }
 #define LR_TABLE(level, isa) \
-  { level, isa::kGemmKernels, isa::kAttentionKernels, isa::kElementwiseKernels }
+  { level, isa::kGemmKernels, isa::kAttentionKernels, isa::kElementwiseKernels, isa::kPeakKernels }
 
 LR_DECLARE_LEVEL(generic)
 #if defined(__x86_64__)

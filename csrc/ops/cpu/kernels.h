@@ -7,6 +7,7 @@
 #include "ops/cpu/attention_kernels.h"
 #include "ops/cpu/elementwise_kernels.h"
 #include "ops/cpu/gemm_kernels.h"
+#include "ops/cpu/peak_kernels.h"
 
 namespace lowrank {
 
@@ -15,6 +16,7 @@ struct Kernels {
   const GemmKernels& gemm;
   const AttentionKernels& attention;
   const ElementwiseKernels& elementwise;
+  const PeakKernels& peak;
 };
 
 // The kernels of a level that available_levels() lists.
