@@ -1,0 +1,320 @@
+// The driver of the packed GEMM. A chunk of work is a range of columns of one part by a range of rows; its thread packs its own
+// block of B for each cut of K and runs the rows over it. Bound by FMA; reached: see bench.
+#include "ops/gemm.h"
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/checked.h"
+#include "ops/cpu/kernels.h"
+
+namespace lowrank {
+namespace {
+
+// A packed block stays in L2 (1 MiB or more on the cores this is tuned for) beside the rows that stream past it.
+constexpr size_t kBlockBytes = size_t{704} << 10;
+// Packing a weight costs about as much as this many rows of its product.
+constexpr size_t kPackRows = 12;
+// What beginning a chunk costs (its rows of A come anew from L3), in panels.
+constexpr double kChunkPanels = 0.5;
+// Work that is worth waking another thread: a few microseconds.
+constexpr double kForkFlops = 5e5;
+// B is read where it lies, not packed, for at most this many rows.
+constexpr size_t kDirectRows = 48;
+// Rows of a chunk whose C is transposed by way of a tile.
+constexpr size_t kTransposedRows = 64;
+// Least bytes of weight in a chunk of row-wise dot products.
+constexpr size_t kDotBytes = size_t{48} << 10;
+constexpr size_t kChunksPerThread = 4;
+
+// The cuts of a sum's K: whole terms and pieces of terms, in order, at bounds that depend on the terms alone. They are part of the
+// result.
+class KWalk {
+ public:
+  explicit KWalk(std::span<const GemmTerm> terms) : terms_(terms) {
+    for (const GemmTerm& term : terms) left_ += term.k;
+  }
+
+  struct Piece {
+    const GemmTerm* term;
+    size_t begin, k;
+  };
+
+  // Moves to the next block; there is always a first one, if only of no k at all.
+  bool next() {
+    if (begun_ && left_ == 0) return false;
+    begun_ = true;
+    count_ = 0;
+    k_ = 0;
+    const size_t blocks = ceil_div(left_, kGemmMaxBlockK);
+    const size_t target = blocks == 0 ? 0 : ceil_div(left_, blocks);
+    while (term_ < terms_.size() && k_ < target && count_ < kGemmMaxSegments) {
+      const GemmTerm& term = terms_[term_];
+      const size_t rest = term.k - at_;
+      size_t take = std::min(rest, target - k_);
+      if (take < rest) {  // cut on whole units of the block types, or between terms
+        size_t end = round_up(at_ + take, kCutUnit);
+        if (end - at_ + k_ > kGemmMaxBlockK) end -= kCutUnit;
+        if (end <= at_) break;
+        take = std::min(rest, end - at_);
+      }
+      if (take > 0) pieces_[count_++] = {&term, at_, take};
+      k_ += take;
+      at_ += take;
+      if (at_ == term.k) {
+        ++term_;
+        at_ = 0;
+      }
+    }
+    left_ -= k_;
+    return true;
+  }
+
+  size_t k() const { return k_; }
+  std::span<const Piece> pieces() const { return {pieces_, count_}; }
+
+ private:
+  static constexpr size_t kCutUnit = 32;
+
+  std::span<const GemmTerm> terms_;
+  size_t left_ = 0, term_ = 0, at_ = 0;
+  bool begun_ = false;
+  Piece pieces_[kGemmMaxSegments];
+  size_t count_ = 0, k_ = 0;
+};
+
+Status check_term(const GemmTerm& term, size_t part, size_t n) {
+  const Matrix& b = term.b;
+  const DTypeInfo& info = dtype_info(b.type);
+  if (!info.is_weight) {
+    return error(Code::kUnsupportedQuantization, "gemm: part %zu has a weight of type %s, which cannot be multiplied", part,
+                 info.name);
+  }
+  const size_t rows = term.b_transposed ? n : term.k, cols = term.b_transposed ? term.k : n;
+  if (b.rows != rows || b.cols != cols) {
+    return error(Code::kShapeMismatch, "gemm: part %zu has a weight of [%zu, %zu] where [%zu, %zu] is expected", part, b.rows,
+                 b.cols, rows, cols);
+  }
+  if (b.cols % info.block_elements != 0) {
+    return error(Code::kShapeMismatch, "gemm: part %zu has rows of %zu weights, which is not a multiple of %s's block of %zu",
+                 part, b.cols, info.name, info.block_elements);
+  }
+  return {};
+}
+
+bool readable_as_floats(const Matrix& b) {
+  return b.type == DType::kF32 && b.stride % sizeof(float) == 0 &&
+         reinterpret_cast<uintptr_t>(b.data) % alignof(float) == 0;
+}
+
+class Gemm {
+ public:
+  Gemm(Context& context, size_t m, std::span<const GemmPart> parts, bool transposed_c)
+      : context_(context), kernels_(context.kernels.gemm), m_(m), parts_(parts), transposed_c_(transposed_c) {}
+
+  Status run() {
+    double flops = 0;
+    for (const GemmPart& part : parts_) {
+      size_t k = 0;
+      for (const GemmTerm& term : part.terms) k += term.k;
+      flops += 2.0 * static_cast<double>(m_) * static_cast<double>(part.n) * static_cast<double>(k);
+    }
+    const double worth = 1 + flops / kForkFlops;
+    threads_ = worth < static_cast<double>(context_.pool.threads()) ? static_cast<size_t>(worth) : context_.pool.threads();
+    if (only_dots()) {
+      run_dots();
+      return {};
+    }
+    return run_blocks();
+  }
+
+ private:
+  // ── very few rows: row-wise dot products ──
+  bool only_dots() const {
+    if (m_ > kGemmMaxDotRows || transposed_c_) return false;
+    return std::all_of(parts_.begin(), parts_.end(), [](const GemmPart& part) {
+      return !part.terms.empty() && std::all_of(part.terms.begin(), part.terms.end(), [](const GemmTerm& term) {
+        return term.b_transposed && term.a_col == 1;
+      });
+    });
+  }
+
+  void run_dots() {
+    size_t columns = 0, bytes = 0;
+    for (const GemmPart& part : parts_) {
+      columns += part.n;
+      for (const GemmTerm& term : part.terms) bytes += part.n * term.b.stride;
+    }
+    const size_t least = std::max<size_t>(1, kDotBytes * columns / std::max<size_t>(1, bytes));
+    const size_t size = round_up(std::max(least, ceil_div(columns, kChunksPerThread * threads_)), 4);
+    for_chunks(ceil_div(columns, size), [&](size_t chunk, size_t) {
+      size_t begin = chunk * size, left = std::min(size, columns - begin);
+      for (const GemmPart& part : parts_) {
+        const size_t count = begin < part.n ? std::min(left, part.n - begin) : 0;
+        if (count > 0) dot_columns(part, begin, count);
+        left -= count;
+        begin = begin < part.n ? 0 : begin - part.n;
+      }
+    });
+  }
+
+  void dot_columns(const GemmPart& part, size_t begin, size_t count) const {
+    bool first = true;
+    for (const GemmTerm& term : part.terms) {
+      kernels_.dot(term.b, begin, count, term.a, term.a_row, m_, part.c + begin, part.ldc,
+                   first && part.bias != nullptr ? part.bias + begin : nullptr, part.accumulate || !first);
+      first = false;
+    }
+  }
+
+  // ── packed blocks ──
+  Status run_blocks() {
+    size_t k = 0;
+    for (const GemmPart& part : parts_) {
+      for (KWalk walk(part.terms); walk.next();) k = std::max(k, walk.k());
+    }
+    const size_t panel_bytes = std::max<size_t>(1, k * kernels_.nr * sizeof(float));
+    split(std::clamp<size_t>(kBlockBytes / panel_bytes, 1, 64));
+    const size_t block_floats = round_up(k * panels_ * kernels_.nr, 16);
+    const size_t tile_floats = transposed_c_ ? rows_ * panels_ * kernels_.nr : 0;
+    tile_offset_ = block_floats;
+    LR_RETURN_IF_ERROR(context_.pool.reserve_scratch((block_floats + tile_floats) * sizeof(float)));
+    for_chunks(column_chunks(panels_) * row_chunks_, [&](size_t chunk, size_t worker) {
+      const size_t m = chunk % row_chunks_ * rows_;
+      size_t column = chunk / row_chunks_;
+      for (const GemmPart& part : parts_) {
+        const size_t panels = ceil_div(part.n, kernels_.nr), chunks = ceil_div(panels, panels_);
+        if (column >= chunks) {
+          column -= chunks;
+          continue;
+        }
+        const size_t begin = panels * column / chunks * kernels_.nr;
+        const size_t end = std::min(part.n, panels * (column + 1) / chunks * kernels_.nr);
+        return run_chunk(part, m, std::min(rows_, m_ - m), begin, end - begin, context_.pool.scratch<float>(worker));
+      }
+    });
+    return {};
+  }
+
+  size_t column_chunks(size_t panels_per_chunk) const {
+    size_t chunks = 0;
+    for (const GemmPart& part : parts_) chunks += ceil_div(ceil_div(part.n, kernels_.nr), panels_per_chunk);
+    return chunks;
+  }
+
+  // Chooses the chunks (panels_ by rows_) that should finish first on threads_ threads: the even share, plus the wait for
+  // whoever takes the last chunk. Changes no bits.
+  void split(size_t max_panels) {
+    double all_panels = 0;
+    for (const GemmPart& part : parts_) all_panels += static_cast<double>(ceil_div(part.n, kernels_.nr));
+    const double threads = static_cast<double>(threads_);
+    double best = -1;
+    for (size_t pieces = 1; pieces <= 4 * threads_; pieces *= 2) {
+      size_t rows = round_up(ceil_div(m_, pieces), kernels_.mr);
+      if (transposed_c_) rows = std::min(rows, kTransposedRows);
+      if (pieces > 1 && rows < 2 * kPackRows) break;
+      const size_t row_chunks = ceil_div(m_, rows);
+      for (size_t panels = 1; panels <= max_panels; ++panels) {
+        const double chunks = static_cast<double>(column_chunks(panels));
+        const double rows_cost = static_cast<double>(rows + kPackRows);
+        const double total = (all_panels + kChunkPanels * chunks) * rows_cost * static_cast<double>(row_chunks);
+        const double last = static_cast<double>(panels) * rows_cost * (threads - 1) / threads;
+        const double cost = total / threads + last;
+        if (best >= 0 && cost >= best) continue;
+        best = cost;
+        panels_ = panels;
+        rows_ = rows;
+        row_chunks_ = row_chunks;
+      }
+    }
+  }
+
+  void run_chunk(const GemmPart& part, size_t m, size_t rows, size_t n, size_t columns, float* scratch) const {
+    if (transposed_c_) {
+      float* tile = scratch + tile_offset_;
+      accumulate_sum(part, m, rows, n, columns, tile, columns, nullptr, false, scratch);
+      for (size_t j = 0; j < columns; ++j) {
+        float* c = part.c + (n + j) * part.ldc + m;
+        for (size_t i = 0; i < rows; ++i) c[i] += tile[i * columns + j];
+      }
+      return;
+    }
+    accumulate_sum(part, m, rows, n, columns, part.c + m * part.ldc + n, part.ldc,
+                   part.bias == nullptr ? nullptr : part.bias + n, part.accumulate, scratch);
+  }
+
+  void accumulate_sum(const GemmPart& part, size_t m, size_t rows, size_t n, size_t columns, float* c, size_t ldc,
+                      const float* bias, bool accumulate, float* block) const {
+    const bool direct = m_ <= kDirectRows && std::all_of(part.terms.begin(), part.terms.end(), [](const GemmTerm& term) {
+      return !term.b_transposed && readable_as_floats(term.b);
+    });
+    for (KWalk walk(part.terms); walk.next();) {
+      if (direct && !walk.pieces().empty()) {
+        for (const KWalk::Piece& piece : walk.pieces()) {
+          const Matrix& b = piece.term->b;
+          const float* source = reinterpret_cast<const float*>(b.row(piece.begin)) + n;
+          kernels_.direct(segment_of(piece, m), rows, source, b.stride / sizeof(float), columns, c, ldc, bias, accumulate);
+          bias = nullptr;
+          accumulate = true;
+        }
+        continue;
+      }
+      GemmSegment segments[kGemmMaxSegments];
+      size_t count = 0, at = 0;
+      for (const KWalk::Piece& piece : walk.pieces()) {
+        kernels_.pack(piece.term->b, piece.term->b_transposed, piece.begin, piece.k, n, columns, block, walk.k(), at);
+        at += piece.k;
+        segments[count++] = segment_of(piece, m);
+      }
+      kernels_.block(segments, count, rows, block, columns, c, ldc, bias, accumulate);
+      bias = nullptr;
+      accumulate = true;
+    }
+  }
+
+  static GemmSegment segment_of(const KWalk::Piece& piece, size_t m) {
+    const GemmTerm& term = *piece.term;
+    return {term.a + m * term.a_row + piece.begin * term.a_col, term.a_row, term.a_col, piece.k};
+  }
+
+  // Work too small to share runs here; the pool's call keeps the arithmetic mode the same.
+  template <class F>
+  void for_chunks(size_t chunks, const F& f) const {
+    if (threads_ > 1) {
+      context_.pool.parallel(chunks, f);
+      return;
+    }
+    context_.pool.parallel(1, [&](size_t, size_t worker) {
+      for (size_t chunk = 0; chunk < chunks; ++chunk) f(chunk, worker);
+    });
+  }
+
+  Context& context_;
+  const GemmKernels& kernels_;
+  const size_t m_;
+  const std::span<const GemmPart> parts_;
+  const bool transposed_c_;
+  size_t threads_ = 1;
+  size_t panels_ = 1, rows_ = 1, row_chunks_ = 1;  // the chunks
+  size_t tile_offset_ = 0;
+};
+
+}  // namespace
+
+Status gemm(Context& context, size_t m, std::span<const GemmPart> parts) {
+  for (size_t part = 0; part < parts.size(); ++part) {
+    for (const GemmTerm& term : parts[part].terms) LR_RETURN_IF_ERROR(check_term(term, part, parts[part].n));
+  }
+  if (m == 0) return {};
+  return Gemm(context, m, parts, false).run();
+}
+
+Status gemm_tn(Context& context, size_t m, size_t n, size_t t, const float* a, size_t lda, const float* b, size_t ldb, float* c,
+               size_t ldc, bool transposed_c) {
+  if (m == 0 || n == 0 || t == 0) return {};
+  const GemmTerm term{a, 1, lda, {b, DType::kF32, t, n, ldb * sizeof(float)}, false, t};
+  const GemmPart part{c, ldc, n, {&term, 1}, nullptr, true};
+  return Gemm(context, m, {&part, 1}, transposed_c).run();
+}
+
+}  // namespace lowrank
