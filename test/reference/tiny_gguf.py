@@ -10,6 +10,7 @@ A file <name>.gguf has beside it <name>.json (inputIds, and the config that Tran
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 
 import gguf
@@ -53,6 +54,8 @@ class TinyGguf:
     config: dict
     # Storage type by the tensor's GGUF name without block number and suffix; "" is for all others. Vectors are F32.
     types: dict[str, Type]
+    rows: int = 2
+    length: int = 17
 
 
 TINY_GGUFS = [
@@ -79,6 +82,16 @@ TINY_GGUFS = [
         dict(vocab_size=43, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
              rope_parameters=rope("default", theta=1e6)),
         {"": Type.Q4_0, "token_embd": Type.Q8_0, "output": Type.F16},
+    ),
+    TinyGguf(
+        "llama3_rope", "llama",
+        dict(vocab_size=37, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+             head_dim=16, rms_norm_eps=1e-5, max_position_embeddings=65536,
+             rope_parameters=rope("llama3", theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                  original_max_position_embeddings=8192)),
+        {"": Type.Q8_0},
+        rows=1,
+        length=160,
     ),
     TinyGguf(
         "llama_k_quants", "llama",
@@ -146,11 +159,24 @@ def add_hyperparameters(writer: gguf.GGUFWriter, config) -> None:
         writer.add_rope_scaling_factor(config.rope_parameters["factor"])
 
 
+def llama3_divisors(parameters: dict, head_dim: int) -> np.ndarray:
+    """rope_freqs.weight as llama.cpp's converter computes it: what each frequency is divided by."""
+    original, low, high = (parameters[key] for key in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"))
+    divisors = []
+    for pair in range(head_dim // 2):
+        wavelength = 2 * math.pi * parameters["rope_theta"] ** (2 * pair / head_dim)
+        smooth = min(1.0, max(0.0, (original / wavelength - low) / (high - low)))
+        divisors.append(1 / ((1 - smooth) / parameters["factor"] + smooth))
+    return np.array(divisors, dtype=np.float32)
+
+
 def write_file(spec: TinyGguf, model, path: pathlib.Path, seed: int) -> dict[str, torch.Tensor]:
     """Writes the file and returns the state dict it stands for."""
     generator = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, spec.arch)
     add_hyperparameters(writer, model.config)
+    if model.config.rope_parameters["rope_type"] == "llama3":
+        writer.add_tensor("rope_freqs.weight", llama3_divisors(model.config.rope_parameters, model.config.head_dim))
     state = {}
     for module, base in gguf_names(spec.config).items():
         for suffix in ("weight", "bias"):
@@ -180,7 +206,7 @@ def write_gguf_fixture(spec: TinyGguf, folder: pathlib.Path, seed: int) -> None:
     draw_weights(model, torch.Generator().manual_seed(seed))
     state = write_file(spec, model, folder / f"{spec.name}.gguf", seed)
     model.load_state_dict(state, strict=not config.tie_word_embeddings)
-    ids = torch.randint(config.vocab_size, (2, 17), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(config.vocab_size, (spec.rows, spec.length), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         logits = model(ids, use_cache=False).logits
     write_json(folder / f"{spec.name}.json", {"config": spec.config, "inputIds": ids.tolist()})
