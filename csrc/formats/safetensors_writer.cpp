@@ -92,7 +92,10 @@ void append_metadata(const MetadataStrings& metadata, std::string* out) {
 void append_tensor(const TensorToWrite& tensor, size_t begin, std::string* out) {
   append_json(tensor.name, out);
   *out += std::string(":{\"dtype\":\"") + type_of(tensor.dtype)->name + "\",\"shape\":[";
-  for (size_t i = 0; i < tensor.shape.size(); ++i) *out += (i > 0 ? "," : "") + std::to_string(tensor.shape[i]);
+  for (size_t i = 0; i < tensor.shape.size(); ++i) {
+    if (i > 0) *out += ',';
+    *out += std::to_string(tensor.shape[i]);
+  }
   *out += "],\"data_offsets\":[" + std::to_string(begin) + "," + std::to_string(begin + tensor.bytes) + "]}";
 }
 

@@ -1,0 +1,271 @@
+#include "addon/files.h"
+
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "addon/bridge.h"
+#include "addon/metadata_values.h"
+#include "addon/module.h"
+#include "formats/safetensors_writer.h"
+#include "formats/scalars.h"
+#include "formats/text.h"
+#include "ops/dequantize.h"
+
+namespace lowrank::addon {
+namespace {
+
+constexpr napi_type_tag kFileTag = {0x6c6f7772616e6b02, 0x4d2c81f6a95e7b30};
+
+Status closed() { return error(Code::kInvalidOption, "the tensor file is closed"); }
+
+// JavaScript's typed arrays hold at most this many elements in the oldest Node that is supported.
+constexpr size_t kMaxElements = size_t{1} << 32;
+
+class FileObject final : public Napi::ObjectWrap<FileObject> {
+ public:
+  explicit FileObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<FileObject>(info) {}
+
+  static Napi::Function define(Napi::Env env) {
+    return DefineClass(env, "NativeTensorFile",
+                       {InstanceAccessor<&FileObject::path>("path"), InstanceAccessor<&FileObject::format>("format"),
+                        InstanceMethod("tensors", &FileObject::tensors), InstanceMethod("metadata", &FileObject::metadata),
+                        InstanceMethod("read", &FileObject::read), InstanceMethod("readRaw", &FileObject::read_raw),
+                        InstanceMethod("close", &FileObject::close)});
+  }
+
+  void set(std::shared_ptr<TensorFile> file) { file_ = std::move(file); }
+  const std::shared_ptr<TensorFile>& file() const { return file_; }
+
+ private:
+  // False after throwing.
+  bool is_open(Napi::Env env) const {
+    if (file_ == nullptr) throw_status(env, closed());
+    return file_ != nullptr;
+  }
+
+  // The tensor that the first argument names; null after throwing.
+  const TensorInfo* argument(const Napi::CallbackInfo& info) const {
+    std::string name;
+    if (!is_open(info.Env()) || !get_string(info[0], "the tensor's name", &name)) return nullptr;
+    const Result<const TensorInfo*> tensor = file_->tensor(name);
+    if (!tensor.ok()) throw_status(info.Env(), tensor.status());
+    return tensor.ok() ? tensor.value() : nullptr;
+  }
+
+  Napi::Value path(const Napi::CallbackInfo& info) {
+    return is_open(info.Env()) ? Napi::String::New(info.Env(), file_->path()) : info.Env().Undefined();
+  }
+  Napi::Value format(const Napi::CallbackInfo& info) {
+    if (!is_open(info.Env())) return info.Env().Undefined();
+    return Napi::String::New(info.Env(), file_->format() == FileFormat::kGguf ? "gguf" : "safetensors");
+  }
+  Napi::Value tensors(const Napi::CallbackInfo& info);
+  Napi::Value metadata(const Napi::CallbackInfo& info);
+  Napi::Value read(const Napi::CallbackInfo& info);
+  Napi::Value read_raw(const Napi::CallbackInfo& info);
+  Napi::Value close(const Napi::CallbackInfo& info) {
+    file_.reset();
+    return info.Env().Undefined();
+  }
+
+  std::shared_ptr<TensorFile> file_;
+};
+
+Napi::Value FileObject::tensors(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  if (!is_open(env)) return env.Undefined();
+  Napi::Array list = Napi::Array::New(env, file_->tensors().size());
+  uint32_t place = 0;
+  for (const TensorInfo& tensor : file_->tensors()) {
+    const Napi::HandleScope scope(env);
+    Napi::Array shape = Napi::Array::New(env, tensor.shape.size());
+    for (size_t i = 0; i < tensor.shape.size(); ++i) shape.Set(static_cast<uint32_t>(i), static_cast<double>(tensor.shape[i]));
+    Napi::Object item = Napi::Object::New(env);
+    item.Set("name", tensor.name);
+    item.Set("dtype", tensor.type_name);
+    item.Set("shape", shape);
+    item.Set("bytes", static_cast<double>(tensor.bytes));
+    list.Set(place++, item);
+  }
+  return list;
+}
+
+Napi::Value FileObject::metadata(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  if (!is_open(env)) return env.Undefined();
+  const Napi::Object object = Napi::Object::New(env);
+  for (const std::string_view key : file_->metadata_keys()) {
+    const Napi::HandleScope scope(env);
+    const Result<MetadataValue> value = file_->metadata(key);
+    if (!value.ok()) return throw_status(env, value.status()), env.Undefined();
+    define_value(object, key, to_javascript(env, value.value()));
+  }
+  if (const Status status = file_->check_unchanged(); !status.ok()) throw_status(env, status);
+  return object;
+}
+
+Napi::Value FileObject::read(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const TensorInfo* const tensor = argument(info);
+  if (tensor == nullptr) return env.Undefined();
+  const Result<Matrix> rows = file_->rows(*tensor);
+  if (!rows.ok()) return throw_status(env, rows.status()), env.Undefined();
+  const size_t elements = rows.value().rows * rows.value().cols;
+  if (elements > kMaxElements) {
+    throw_status(env, error(Code::kOutOfMemory, "%s: tensor %s has %zu elements; an array holds at most 2^32", file_->path().c_str(),
+                            quoted(tensor->name).c_str(), elements));
+    return env.Undefined();
+  }
+  Napi::Float32Array values = Napi::Float32Array::New(env, elements);
+  if (env.IsExceptionPending()) return env.Undefined();
+  Status status;
+  if (is_scalar_float(tensor->dtype)) {
+    scalars_to_f32(tensor->dtype, tensor->data, elements, values.Data());
+  } else {
+    ThreadPool pool(1);  // our own: the addon's may be in the middle of a training step
+    Context context = {pool, addon_context().kernels};
+    status = dequantize(context, rows.value(), values.Data());
+  }
+  if (status.ok()) status = file_->check_unchanged();
+  if (!status.ok()) throw_status(env, status);
+  return values;
+}
+
+Napi::Value FileObject::read_raw(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const TensorInfo* const tensor = argument(info);
+  if (tensor == nullptr) return env.Undefined();
+  if (tensor->bytes > kMaxElements) {
+    throw_status(env, error(Code::kOutOfMemory, "%s: tensor %s has %zu bytes; an array holds at most 2^32", file_->path().c_str(),
+                            quoted(tensor->name).c_str(), tensor->bytes));
+    return env.Undefined();
+  }
+  Napi::Uint8Array bytes = Napi::Uint8Array::New(env, tensor->bytes);
+  if (env.IsExceptionPending()) return env.Undefined();
+  if (tensor->bytes > 0) std::memcpy(bytes.Data(), tensor->data, tensor->bytes);
+  if (const Status status = file_->check_unchanged(); !status.ok()) throw_status(env, status);
+  return bytes;
+}
+
+// The bytes that a typed array, Buffer or DataView shows, without a copy. False where `value` is none of them.
+bool get_bytes(const Napi::Value& value, const void** data, size_t* bytes) {
+  void* pointer = nullptr;
+  if (value.IsTypedArray()) {
+    const Napi::TypedArray array = value.As<Napi::TypedArray>();
+    if (napi_get_typedarray_info(value.Env(), value, nullptr, nullptr, &pointer, nullptr, nullptr) != napi_ok) return false;
+    *bytes = array.ByteLength();
+  } else if (value.IsDataView()) {
+    if (napi_get_dataview_info(value.Env(), value, bytes, &pointer, nullptr, nullptr) != napi_ok) return false;
+  } else {
+    return false;
+  }
+  *data = pointer;
+  return true;
+}
+
+bool get_dtype(const Napi::Value& value, const std::string& tensor, DType* out) {
+  std::string name;
+  if (!get_string(value, "a tensor's dtype", &name)) return false;
+  for (size_t i = 0; i < static_cast<size_t>(DType::kOpaque); ++i) {
+    *out = static_cast<DType>(i);
+    if (name == dtype_info(*out).name) return true;
+  }
+  throw_status(value.Env(), error(Code::kInvalidOption, "tensor %s has the dtype %s; expected a type such as F32, BF16 or I64",
+                                  quoted(tensor).c_str(), quoted(name).c_str()));
+  return false;
+}
+
+// Leaves the object that holds the bytes in `keep`.
+bool get_tensor(const Napi::Value& value, TensorToWrite* out, Napi::Array keep) {
+  const Napi::Env env = value.Env();
+  if (!value.IsObject()) return throw_status(env, error(Code::kInvalidOption, "a tensor to write is not an object")), false;
+  const Napi::Object object = value.As<Napi::Object>();
+  if (!get_string(object.Get("name"), "a tensor's name", &out->name)) return false;
+  if (!get_dtype(object.Get("dtype"), out->name, &out->dtype)) return false;
+  const Napi::Value shape = object.Get("shape");
+  if (!shape.IsArray()) {
+    return throw_status(env, error(Code::kInvalidOption, "the shape of tensor %s is not an array", quoted(out->name).c_str())), false;
+  }
+  const Napi::Array dimensions = shape.As<Napi::Array>();
+  for (uint32_t i = 0; i < dimensions.Length(); ++i) {
+    size_t dimension = 0;
+    if (!get_size(dimensions.Get(i), "a tensor's dimension", &dimension)) return false;
+    out->shape.push_back(dimension);
+  }
+  const Napi::Value data = object.Get("data");
+  if (!get_bytes(data, &out->data, &out->bytes)) {
+    return throw_status(env, error(Code::kInvalidOption, "the data of tensor %s is no typed array", quoted(out->name).c_str())), false;
+  }
+  keep.Set(keep.Length(), data);
+  return true;
+}
+
+bool get_metadata(const Napi::Value& value, MetadataStrings* out) {
+  if (value.IsUndefined() || value.IsNull()) return true;
+  if (!value.IsObject()) return throw_status(value.Env(), error(Code::kInvalidOption, "metadata is not an object")), false;
+  const Napi::Object object = value.As<Napi::Object>();
+  const Napi::Array keys = object.GetPropertyNames();
+  for (uint32_t i = 0; i < keys.Length(); ++i) {
+    const Napi::Value key = keys.Get(i);
+    std::string text;
+    if (!get_string(object.Get(key), "a value of metadata", &text)) return false;
+    out->emplace_back(key.ToString().Utf8Value(), std::move(text));
+  }
+  return true;
+}
+
+// writeSafetensors(path, tensors, metadata): checks on this thread, writes on another. The arrays are kept alive and read in
+// place until the promise settles: changing or transferring one meanwhile changes what is written.
+Napi::Value write_safetensors_async(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  struct Job {
+    std::string path;
+    std::vector<TensorToWrite> tensors;
+    MetadataStrings metadata;
+  };
+  const auto job = std::make_shared<Job>();
+  if (!get_string(info[0], "path", &job->path)) return env.Undefined();
+  if (!info[1].IsArray()) return throw_status(env, error(Code::kInvalidOption, "tensors is not an array")), env.Undefined();
+  const Napi::Array tensors = info[1].As<Napi::Array>();
+  const Napi::Array keep = Napi::Array::New(env);
+  for (uint32_t i = 0; i < tensors.Length(); ++i) {
+    const Napi::HandleScope scope(env);
+    TensorToWrite tensor;
+    if (!get_tensor(tensors.Get(i), &tensor, keep)) return env.Undefined();
+    job->tensors.push_back(std::move(tensor));
+  }
+  if (!get_metadata(info[2], &job->metadata)) return env.Undefined();
+  return run_async(
+      env, [job] { return write_safetensors(job->path, std::move(job->tensors), std::move(job->metadata)); },
+      [](Napi::Env done) { return done.Undefined(); }, keep);
+}
+
+}  // namespace
+
+std::shared_ptr<TensorFile> unwrap_file(const Napi::Value& value) {
+  if (!value.IsObject() || !value.As<Napi::Object>().CheckTypeTag(&kFileTag)) {
+    throw_status(value.Env(), error(Code::kInvalidOption, "the value is not a tensor file"));
+    return nullptr;
+  }
+  std::shared_ptr<TensorFile> file = FileObject::Unwrap(value.As<Napi::Object>())->file();
+  if (file == nullptr) throw_status(value.Env(), closed());
+  return file;
+}
+
+void register_files(Napi::Env env, Napi::Object exports) {
+  const auto file_class = std::make_shared<Napi::FunctionReference>(Napi::Persistent(FileObject::define(env)));
+  exports.Set("openTensorFile", Napi::Function::New(env, [file_class](const Napi::CallbackInfo& info) -> Napi::Value {
+                std::string path;
+                if (!get_string(info[0], "path", &path)) return info.Env().Undefined();
+                Result<std::shared_ptr<TensorFile>> file = TensorFile::open(path);
+                if (!file.ok()) return throw_status(info.Env(), file.status()), info.Env().Undefined();
+                Napi::Object object = file_class->New({});
+                object.TypeTag(&kFileTag);
+                FileObject::Unwrap(object)->set(std::move(file.value()));
+                return object;
+              }));
+  exports.Set("writeSafetensors", Napi::Function::New(env, write_safetensors_async));
+}
+
+}  // namespace lowrank::addon

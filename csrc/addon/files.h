@@ -1,0 +1,18 @@
+// The JavaScript object over TensorFile, and the safetensors writer: openTensorFile and writeSafetensors of lib/native.ts.
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+
+#include "formats/tensor_file.h"
+
+namespace lowrank::addon {
+
+void register_files(Napi::Env env, Napi::Object exports);
+
+// The file behind a NativeTensorFile, which outlives its close() in whoever holds this. Null after throwing INVALID_OPTION where
+// `value` is none, or is closed.
+std::shared_ptr<TensorFile> unwrap_file(const Napi::Value& value);
+
+}  // namespace lowrank::addon
