@@ -27,7 +27,7 @@ struct RopeConfig {
 };
 
 // Inverse frequencies [rotary_dim / 2] for a batch whose positions stay below `length` (only dynamic
-// looks at it), in double and rounded once; *attention_scale multiplies cos and sin.
+// looks at it), with the fp32 roundings of Transformers; *attention_scale multiplies cos and sin. kInvalidConfig names what does not fit.
 Status rope_frequencies(const RopeConfig&, size_t length, std::vector<float>* inv_freq, float* attention_scale);
 
 // cos, sin: [T, rotary_dim / 2].
