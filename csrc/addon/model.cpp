@@ -48,18 +48,13 @@ bool get_sampling(const Napi::Value& value, SamplingConfig* out, uint64_t* seed)
     return false;
   }
   const Napi::Object object = value.As<Napi::Object>();
-  double temperature = 0, top_p = 1, min_p = 0, penalty = 1;
-  size_t top_k = 0, seed_number = 0;
-  if (!get_double(object.Get("temperature"), "temperature", &temperature) || !get_size(object.Get("topK"), "topK", &top_k) ||
-      !get_double(object.Get("topP"), "topP", &top_p) || !get_double(object.Get("minP"), "minP", &min_p) ||
-      !get_double(object.Get("repetitionPenalty"), "repetitionPenalty", &penalty) || !get_size(object.Get("seed"), "seed", &seed_number)) {
+  size_t seed_number = 0;
+  if (!get_double(object.Get("temperature"), "temperature", &out->temperature) || !get_size(object.Get("topK"), "topK", &out->top_k) ||
+      !get_double(object.Get("topP"), "topP", &out->top_p) || !get_double(object.Get("minP"), "minP", &out->min_p) ||
+      !get_double(object.Get("repetitionPenalty"), "repetitionPenalty", &out->repetition_penalty) ||
+      !get_size(object.Get("seed"), "seed", &seed_number)) {
     return false;
   }
-  out->temperature = static_cast<float>(temperature);
-  out->top_k = top_k;
-  out->top_p = static_cast<float>(top_p);
-  out->min_p = static_cast<float>(min_p);
-  out->repetition_penalty = static_cast<float>(penalty);
   *seed = seed_number;
   return true;
 }
