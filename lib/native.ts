@@ -236,6 +236,8 @@ export interface NativeAddon {
   planSession(model: NativeModel, options: { maxTokens: number; checkpointing: boolean }): Record<string, number>;
   /** Of all threads of the pool at the level in use: FMA in registers, reads beyond the caches. */
   measurePeaks(): Promise<{ flopsPerSecond: number; bytesPerSecond: number }>;
+  /** Seconds of Y[m,n] = X[m,k]·W[n,k]ᵀ in OpenBLAS, best of several, where its shared library is installed; else null. */
+  timeOpenblas(m: number, n: number, k: number): Promise<number | null>;
   kernels: Record<string, (...args: never[]) => unknown>;
 }
 

@@ -1,0 +1,46 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { createInterface, type Interface } from 'node:readline';
+
+/** What one block of timed steps gives, ours or a peer's. */
+export interface BlockResult {
+  tokens_per_second: number;
+  step_ms_best: number;
+  step_ms_median: number;
+  peak_rss_bytes: number;
+}
+
+/** A process that answers each line `run K` with one JSON line about K timed steps; so that several can be interleaved. */
+export class BenchChild {
+  readonly name: string;
+  readonly #process: ChildProcess;
+  readonly #lines: AsyncIterator<string>;
+  readonly #interface: Interface;
+
+  constructor(name: string, command: string, args: string[], env: NodeJS.ProcessEnv = process.env) {
+    this.name = name;
+    this.#process = spawn(command, args, { stdio: ['pipe', 'pipe', 'inherit'], env });
+    this.#interface = createInterface({ input: this.#process.stdout! });
+    this.#lines = this.#interface[Symbol.asyncIterator]();
+  }
+
+  async #answer(): Promise<Record<string, unknown>> {
+    const { value, done } = await this.#lines.next();
+    if (done) throw new Error(`${this.name} ended without an answer`);
+    return JSON.parse(value) as Record<string, unknown>;
+  }
+
+  /** Waits until the model is loaded and warmed up. */
+  async ready(): Promise<Record<string, unknown>> {
+    return this.#answer();
+  }
+
+  async run(steps: number): Promise<BlockResult> {
+    this.#process.stdin!.write(`run ${steps}\n`);
+    return (await this.#answer()) as unknown as BlockResult;
+  }
+
+  close(): void {
+    this.#process.stdin!.end();
+    this.#interface.close();
+  }
+}
