@@ -1,0 +1,148 @@
+import { z } from 'zod';
+import { LowrankError, shown } from '../errors.ts';
+import type { TrainerCallback } from '../train/callbacks.ts';
+import { type DataSource, isDataSource } from './data_source.ts';
+import type { CausalLM } from '../model/causal_lm.ts';
+import { type LoraConfig, loraConfigSchema, parseLoraConfig, type ResolvedLoraConfig } from './lora_config.ts';
+import { parseOptions } from './parse.ts';
+import { type ResolvedTrainingArguments, type TrainingArguments, trainingArgumentsSchema } from './training_arguments.ts';
+
+/** What LoRA is where peftConfig is left out. */
+const DEFAULT_PEFT_CONFIG: LoraConfig = { r: 16, loraAlpha: 32, targetModules: 'all-linear' };
+const LEARNING_RATE_WITH_ADAPTER = 2e-4;
+const LEARNING_RATE_OF_BASE = 2e-5;
+
+const callbackNames = ['onTrainBegin', 'onEpochBegin', 'onStepBegin', 'onStepEnd', 'onLog', 'onEvaluate', 'onSave', 'onEpochEnd', 'onTrainEnd'] as const;
+const callback = z.custom<TrainerCallback>(
+  (value) => isObject(value) && callbackNames.some((name) => typeof value[name] === 'function'),
+  { error: `an object with some of the functions ${callbackNames.join(', ')}` },
+);
+const dataSource = z.custom<DataSource>(isDataSource, { error: 'a file, a glob, an array of rows, an async iterable or a Dataset' });
+
+const trainerOptionsSchema = z.strictObject({
+  model: z.custom<string | CausalLM>((value) => (typeof value === 'string' ? value !== '' : isObject(value) && typeof value.generate === 'function'), {
+    error: 'a hub id, a folder, a .gguf file, a CausalLM or a PeftModel',
+  }),
+  trainDataset: dataSource,
+  evalDataset: dataSource.optional(),
+  peftConfig: loraConfigSchema.nullable().optional(),
+  quantizationConfig: z.unknown().optional(),
+  args: trainingArgumentsSchema.prefault({}),
+  callbacks: z.array(callback).default([]),
+  signal: z.instanceof(AbortSignal, { error: 'an AbortSignal' }).optional(),
+});
+
+/** What `new LoraTrainer` takes. Only `model` and `trainDataset` are required. */
+export interface TrainerOptions {
+  /** Hub id, folder, .gguf file, CausalLM, or PeftModel (whose adapter is then trained on). */
+  model: string | CausalLM;
+  /** File, glob, rows (text, or tokens `{ inputIds, labels? }`), async iterable or Dataset. */
+  trainDataset: DataSource;
+  evalDataset?: DataSource;
+  /** Left out: LoRA with r = 16 and alpha = 32 on all linear layers. null: full fine-tuning. */
+  peftConfig?: LoraConfig | null;
+  /** Not available yet; a GGUF base is trained on in its storage type as it is. */
+  quantizationConfig?: Record<string, unknown>;
+  args?: TrainingArguments;
+  callbacks?: TrainerCallback[];
+  /** Ends the training after the micro-batch at hand, with a checkpoint. */
+  signal?: AbortSignal;
+}
+
+/** TrainerOptions with their defaults filled in. */
+export interface ResolvedTrainerOptions {
+  model: string | CausalLM;
+  trainDataset: DataSource;
+  evalDataset: DataSource | undefined;
+  /** undefined: not given, so that a PeftModel's own adapter counts; resolve with {@link defaultPeftConfig}. */
+  peftConfig: ResolvedLoraConfig | null | undefined;
+  args: ResolvedTrainingArguments & { learningRate: number };
+  callbacks: TrainerCallback[];
+  signal: AbortSignal | undefined;
+}
+
+/** The LoraConfig that stands for a peftConfig left out. */
+export function defaultPeftConfig(): ResolvedLoraConfig {
+  return parseLoraConfig(DEFAULT_PEFT_CONFIG);
+}
+
+/**
+ * Checks the options of LoraTrainer and fills in the defaults.
+ *
+ * @throws UNKNOWN_OPTION, INVALID_OPTION, UNSUPPORTED_QUANTIZATION
+ */
+export function parseTrainerOptions(options: unknown): ResolvedTrainerOptions {
+  const parsed = parseOptions(trainerOptionsSchema, options, '');
+  if (parsed.quantizationConfig !== undefined && parsed.quantizationConfig !== null) refuseQuantization();
+  const peftConfig = parsed.peftConfig && parseLoraConfig(parsed.peftConfig);
+  checkCombinations(parsed.args, parsed.evalDataset !== undefined);
+  const learningRate = parsed.args.learningRate ?? (peftConfig === null ? LEARNING_RATE_OF_BASE : LEARNING_RATE_WITH_ADAPTER);
+  checkScheduler(parsed.args, learningRate);
+  return {
+    model: parsed.model,
+    trainDataset: parsed.trainDataset,
+    evalDataset: parsed.evalDataset,
+    peftConfig,
+    args: { ...parsed.args, learningRate },
+    callbacks: parsed.callbacks,
+    signal: parsed.signal,
+  };
+}
+
+function refuseQuantization(): never {
+  throw new LowrankError(
+    'UNSUPPORTED_QUANTIZATION',
+    'quantizationConfig: quantising a base to 4 bits as it is loaded (nf4, fp4) is not available yet; give a GGUF file as model, which is trained on in its own storage type',
+  );
+}
+
+function checkCombinations(args: ResolvedTrainingArguments, hasEvalDataset: boolean): void {
+  const evaluates = args.evalStrategy !== 'no';
+  if ((evaluates || args.evalOnStart) && !hasEvalDataset) {
+    refuse(evaluates ? 'args.evalStrategy' : 'args.evalOnStart', evaluates ? args.evalStrategy : true, 'an evalDataset beside it');
+  }
+  if (args.saveStrategy === 'best' && !evaluates) refuse('args.saveStrategy', 'best', "args.evalStrategy 'steps' or 'epoch' beside it");
+  if (!args.loadBestModelAtEnd || args.saveStrategy === 'best') return;
+  if (!evaluates || args.saveStrategy !== args.evalStrategy) {
+    refuse('args.loadBestModelAtEnd', true, `args.evalStrategy and args.saveStrategy to be the same (they are '${args.evalStrategy}' and '${args.saveStrategy}')`);
+  }
+  const evalSteps = args.evalSteps ?? args.loggingSteps;
+  if (args.saveStrategy === 'steps' && !isMultiple(args.saveSteps, evalSteps)) {
+    refuse('args.saveSteps', args.saveSteps, `a multiple of args.evalSteps (${evalSteps}), because the best checkpoint is to be loaded at the end`);
+  }
+}
+
+/** As Transformers: both as steps or both as shares; shares are compared in millionths to be safe from rounding. */
+function isMultiple(saveSteps: number, evalSteps: number): boolean {
+  if (saveSteps >= 1 !== evalSteps >= 1) return false;
+  const scale = saveSteps >= 1 ? 1 : 1e6;
+  return Math.round(saveSteps * scale) % Math.round(evalSteps * scale) === 0;
+}
+
+/** The scheduler's options that its type takes. */
+const SCHEDULER_OPTIONS: Readonly<Record<string, readonly string[]>> = {
+  cosine: ['numCycles'],
+  cosine_with_restarts: ['numCycles'],
+  polynomial: ['power', 'lrEnd'],
+  inverse_sqrt: ['timescale'],
+};
+
+function checkScheduler(args: ResolvedTrainingArguments, learningRate: number): void {
+  const given = Object.entries(args.lrSchedulerKwargs ?? {}).filter(([, value]) => value !== undefined);
+  const taken = SCHEDULER_OPTIONS[args.lrSchedulerType] ?? [];
+  for (const [key, value] of given) {
+    const what = taken.length > 0 ? `only ${taken.join(' and ')}` : 'nothing';
+    if (!taken.includes(key)) refuse(`args.lrSchedulerKwargs.${key}`, value, `${what} with the scheduler '${args.lrSchedulerType}'`);
+  }
+  if (args.lrSchedulerType !== 'polynomial') return;
+  const lrEnd = args.lrSchedulerKwargs?.lrEnd ?? 1e-7;
+  if (lrEnd >= learningRate) refuse('args.lrSchedulerKwargs.lrEnd', lrEnd, `less than args.learningRate (${learningRate})`);
+}
+
+function refuse(option: string, found: unknown, expected: string): never {
+  throw new LowrankError('INVALID_OPTION', `${option}: found ${shown(found)}, expected ${expected}`);
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null;
+}

@@ -1,0 +1,34 @@
+import { throwIfAborted } from '../errors.ts';
+import type { NativeLoss, NativeTrainBatch } from '../native.ts';
+
+/** Over all supervised tokens of the data, so that the batch size makes no difference. */
+export interface EvaluationMetrics {
+  /** Mean negative log-likelihood of a supervised token, in nats. */
+  loss: number;
+  /** exp(loss) */
+  perplexity: number;
+  /** Supervised tokens. */
+  tokens: number;
+  /** Share of them whose likeliest prediction was right. */
+  accuracy: number;
+}
+
+/** Evaluates batch after batch: nothing is held beyond one of them. */
+export async function evaluateBatches(
+  batches: Iterable<NativeTrainBatch>,
+  evaluate: (batch: NativeTrainBatch) => Promise<NativeLoss>,
+  signal?: AbortSignal,
+): Promise<EvaluationMetrics> {
+  let nllSum = 0;
+  let tokens = 0;
+  let correct = 0;
+  for (const batch of batches) {
+    throwIfAborted(signal);
+    const loss = await evaluate(batch);
+    nllSum += loss.nllSum;
+    tokens += loss.tokens;
+    correct += loss.correct;
+  }
+  const loss = nllSum / tokens;
+  return { loss, perplexity: Math.exp(loss), tokens, accuracy: correct / tokens };
+}
