@@ -4,8 +4,7 @@ import { createInterface, type Interface } from 'node:readline';
 /** What one block of timed steps gives, ours or a peer's. */
 export interface BlockResult {
   tokens_per_second: number;
-  step_ms_best: number;
-  step_ms_median: number;
+  step_ms: { best: number; median: number };
   peak_rss_bytes: number;
 }
 

@@ -1,0 +1,72 @@
+// Our side of the training benchmark: LoRA r=16 on all linear layers of SmolLM2-135M, full rows of random tokens, all of them
+// supervised, AdamW, clipping at 1. Same protocol as peers/peft_train.py: {"ready": true}, then one JSON line for each `run K`.
+//   node --import tsx bench/train_ours.ts MODEL [--batch 4] [--length 256] [--checkpointing]
+import { createInterface } from 'node:readline';
+import { parseArgs } from 'node:util';
+import { CausalLM, getPeftModel } from '../lib/index.ts';
+import { native } from '../lib/native.ts';
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    batch: { type: 'string', default: '4' },
+    length: { type: 'string', default: '256' },
+    warmup: { type: 'string', default: '2' },
+    checkpointing: { type: 'boolean', default: false },
+  },
+});
+const rows = Number(values.batch);
+const length = Number(values.length);
+const tokens = rows * length;
+
+const base = await CausalLM.fromPretrained(positionals[0]!);
+const model = await getPeftModel(base, { r: 16, loraAlpha: 32, targetModules: 'all-linear', loraDropout: 0 });
+model.native.setTrainable(model.trainableNames());
+const session = native().createSession(model.native, { maxTokens: tokens, checkpointing: values.checkpointing, noDecay: [] });
+
+const vocabulary = model.native.config.vocabSize;
+let state = 12345;
+const random = () => {
+  state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+  return state / 2 ** 32;
+};
+const ids = Int32Array.from({ length: tokens }, () => Math.floor(random() * vocabulary));
+const batch = {
+  ids,
+  positions: Int32Array.from({ length: tokens }, (_, t) => t % length),
+  starts: Int32Array.from({ length: rows + 1 }, (_, row) => row * length),
+  targets: Int32Array.from({ length: tokens }, (_, t) => (t % length === length - 1 ? -100 : ids[t + 1]!)),
+};
+const gradScale = 1 / (rows * (length - 1));
+
+async function step(): Promise<number> {
+  const { nllSum, tokens: supervised } = await session.accumulate(batch, { gradScale, seed: 0, step: 0, micro: 0 });
+  await session.update({ learningRate: 2e-4, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0, maxGradNorm: 1 });
+  return nllSum / supervised;
+}
+
+async function measure(steps: number): Promise<object> {
+  const milliseconds: number[] = [];
+  let loss = 0;
+  for (let i = 0; i < steps; i++) {
+    const begin = performance.now();
+    loss = await step();
+    milliseconds.push(performance.now() - begin);
+  }
+  milliseconds.sort((a, b) => a - b);
+  return {
+    tokens_per_second: (1000 * steps * tokens) / milliseconds.reduce((a, b) => a + b),
+    step_ms: { best: milliseconds[0], median: milliseconds[Math.floor(steps / 2)] },
+    loss,
+    peak_rss_bytes: native().systemInfo().peakMemory,
+  };
+}
+
+for (let i = 0; i < Number(values.warmup); i++) await step();
+const { isa, threads } = native().systemInfo();
+console.log(JSON.stringify({ ready: true, isa, threads }));
+for await (const line of createInterface({ input: process.stdin })) {
+  const count = /^run (\d+)$/.exec(line)?.[1];
+  if (count === undefined) throw new Error(`found ${line}, expected 'run K'`);
+  console.log(JSON.stringify(await measure(Number(count))));
+}
