@@ -1,0 +1,77 @@
+import { LowrankError } from '../errors.ts';
+import { fromNative, type NativeModel } from '../native.ts';
+import type { Tokenizer } from '../tokenizer/tokenizer.ts';
+import type { Family } from './families.ts';
+
+export interface CoreParts {
+  native: NativeModel;
+  family: Family;
+  config: Record<string, unknown>;
+  /** What the user called the model: hub id, folder or file. */
+  source: string;
+  revision?: string;
+  tokenizer?: Tokenizer;
+  eosIds: number[];
+}
+
+/**
+ * What a CausalLM and the PeftModels around it share: the native model, its configuration and tokenizer, and the queue that runs one
+ * operation on the model at a time.
+ */
+export class ModelCore {
+  readonly family: Family;
+  readonly config: Readonly<Record<string, unknown>>;
+  readonly source: string;
+  readonly revision: string | undefined;
+  /** Generation ends at any of these. */
+  readonly eosIds: readonly number[];
+  readonly #tokenizer: Tokenizer | undefined;
+  #native: NativeModel | undefined;
+  #last: Promise<unknown> = Promise.resolve();
+
+  constructor(parts: CoreParts) {
+    this.#native = parts.native;
+    this.family = parts.family;
+    this.config = Object.freeze(parts.config);
+    this.source = parts.source;
+    this.revision = parts.revision;
+    this.eosIds = parts.eosIds;
+    this.#tokenizer = parts.tokenizer;
+  }
+
+  /** Throws INVALID_OPTION after dispose(). */
+  get native(): NativeModel {
+    if (this.#native) return this.#native;
+    throw new LowrankError('INVALID_OPTION', `the model ${this.source} was disposed of and cannot be used any more`);
+  }
+
+  get hasTokenizer(): boolean {
+    return this.#tokenizer !== undefined;
+  }
+
+  get tokenizer(): Tokenizer {
+    if (this.#tokenizer) return this.#tokenizer;
+    throw new LowrankError('INVALID_TOKENIZER', `the model ${this.source} has no tokenizer; expected a tokenizer.json beside its config.json`);
+  }
+
+  /** Runs `operation` when those before it have finished. */
+  run<T>(operation: (native: NativeModel) => T | Promise<T>): Promise<T> {
+    const result = this.#last.then(async () => {
+      try {
+        return await operation(this.native);
+      } catch (error) {
+        throw fromNative(error);
+      }
+    });
+    this.#last = result.catch(() => undefined);
+    return result;
+  }
+
+  /** Frees the native memory when what is running has finished. */
+  async dispose(): Promise<void> {
+    const native = this.#native;
+    this.#native = undefined;
+    await this.#last;
+    native?.dispose();
+  }
+}

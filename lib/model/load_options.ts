@@ -1,0 +1,60 @@
+import { z } from 'zod';
+import { LowrankError, shown } from '../errors.ts';
+import type { DownloadProgress } from '../hub/user_cache.ts';
+import { parseOptions, unsupported } from '../options/parse.ts';
+import { Tokenizer } from '../tokenizer/tokenizer.ts';
+
+const schema = z.strictObject({
+  dtype: z.enum(['auto', 'float32']).default('auto').describe("'auto': as stored; 'float32': converted when loaded."),
+  device: z.string().default('auto').describe("'auto' or 'cpu'."),
+  revision: z.string().min(1).optional().describe('Branch, tag or commit on the hub.'),
+  cacheDir: z.string().min(1).optional().describe("Where hub files are kept; default: Hugging Face's cache."),
+  localFilesOnly: z.boolean().default(false).describe('Ask no server.'),
+  token: z.string().min(1).optional().describe('Hub token; default: HF_TOKEN, or the one the hub command line saved.'),
+  onProgress: z
+    .custom<(progress: DownloadProgress) => void>((value) => typeof value === 'function', { error: 'a function' })
+    .optional()
+    .describe('Called while files are downloaded.'),
+  signal: z.instanceof(AbortSignal, { error: 'an AbortSignal' }).optional(),
+  quantizationConfig: z.unknown().optional(),
+  maxMemory: unsupported(null, 'a memory limit'),
+});
+
+const fromConfigSchema = z.strictObject({
+  seed: z.int().min(0).default(0).describe('Same seed, same weights.'),
+  dtype: z.literal('float32', { error: "'float32'" }).default('float32').describe('Storage type of the weights.'),
+  tokenizer: z
+    .custom<Tokenizer>((value) => value instanceof Tokenizer, { error: 'a Tokenizer' })
+    .optional()
+    .describe('For text prompts and data.'),
+});
+
+/** Options of CausalLM.fromConfig. */
+export type FromConfigOptions = z.input<typeof fromConfigSchema>;
+
+/** Throws UNKNOWN_OPTION, INVALID_OPTION. */
+export function parseFromConfigOptions(options: unknown = {}): z.output<typeof fromConfigSchema> {
+  return parseOptions(fromConfigSchema, options, '');
+}
+
+/** Options of CausalLM.fromPretrained. */
+export type LoadOptions = z.input<typeof schema>;
+export type ResolvedLoadOptions = z.output<typeof schema>;
+
+/** Throws UNKNOWN_OPTION, INVALID_OPTION, DEVICE_UNAVAILABLE, UNSUPPORTED_QUANTIZATION. */
+export function parseLoadOptions(options: unknown = {}): ResolvedLoadOptions {
+  const parsed = parseOptions(schema, options, '');
+  if (parsed.quantizationConfig !== undefined && parsed.quantizationConfig !== null) {
+    throw new LowrankError(
+      'UNSUPPORTED_QUANTIZATION',
+      'quantizationConfig: quantising a model as it is loaded is not available yet; give a GGUF file, which keeps its storage type in memory',
+    );
+  }
+  if (/^cuda(:\d+)?$/.test(parsed.device)) {
+    throw new LowrankError('DEVICE_UNAVAILABLE', `device: found ${shown(parsed.device)}, but this build computes on the CPU only; expected 'auto' or 'cpu'`);
+  }
+  if (parsed.device !== 'auto' && parsed.device !== 'cpu') {
+    throw new LowrankError('INVALID_OPTION', `device: found ${shown(parsed.device)}, expected 'auto', 'cpu' or 'cuda:<number>'`);
+  }
+  return parsed;
+}

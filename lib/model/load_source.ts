@@ -1,0 +1,98 @@
+import { stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { LowrankError, shown } from '../errors.ts';
+import { call, type NativeModelConfig, native } from '../native.ts';
+import { Tokenizer } from '../tokenizer/tokenizer.ts';
+import { bindTensors, type Place, settleTying } from './bind_tensors.ts';
+import { type CoreParts, ModelCore } from './core.ts';
+import { describeModel, type Family } from './families.ts';
+import { ggufToConfig } from './gguf_config.ts';
+import { readJsonObject } from './json_file.ts';
+import type { ResolvedLoadOptions } from './load_options.ts';
+import { openGgufTensors, openSafetensorsFolder, openTensorFile, type TensorMap } from './tensor_source.ts';
+
+/** What a model is made from, before its native side exists. */
+interface Parts {
+  config: Record<string, unknown>;
+  family: Family;
+  native: NativeModelConfig;
+  tensors: TensorMap;
+  eosIds: number[];
+  tokenizer: Tokenizer | undefined;
+}
+
+/** Loads a hub id, a folder in Transformers' layout or a .gguf file. */
+export async function loadSource(source: unknown, options: ResolvedLoadOptions): Promise<ModelCore> {
+  if (typeof source !== 'string' || source === '') {
+    throw new LowrankError('INVALID_OPTION', `source is ${shown(source)}; expected a hub id, a folder or a .gguf file`);
+  }
+  const path = await resolveSource(source, options);
+  const parts = path.endsWith('.gguf') ? await readGguf(path) : await readFolder(path);
+  parts.native.tiedHead = settleTying(parts.tensors, parts.native.tiedHead);
+  const model = call(() => native().createModel(parts.native));
+  try {
+    await bindTensors(model, parts.tensors, path, options.signal, options.dtype === 'float32' ? placeAsFloat : undefined);
+  } catch (error) {
+    model.dispose();
+    throw error;
+  }
+  const core: CoreParts = { ...parts, native: model, source };
+  if (options.revision !== undefined) core.revision = options.revision;
+  return new ModelCore(core);
+}
+
+/** Path of the folder or .gguf file that the user means. */
+async function resolveSource(source: string, options: ResolvedLoadOptions): Promise<string> {
+  const found = await stat(source).catch(() => undefined);
+  if (found?.isDirectory()) return source;
+  if (found && source.endsWith('.gguf')) return source;
+  if (found) {
+    throw new LowrankError('UNSUPPORTED_MODEL', `${source} is neither a folder nor a .gguf file; give the folder that holds it and its config.json`);
+  }
+  if (!isHubId(source)) throw new LowrankError('FILE_NOT_FOUND', `${source} does not exist; expected a folder, a .gguf file or a hub id such as owner/name`);
+  const { fetchModel } = await import('../hub/hub.ts');
+  return fetchModel(source, options);
+}
+
+/** owner/name, as the hub spells them. */
+export function isHubId(text: string): boolean {
+  return /^[\w-][\w.-]*\/[\w-][\w.-]*$/.test(text) && !text.endsWith('.gguf') && !text.includes('..');
+}
+
+async function readFolder(folder: string): Promise<Parts> {
+  const config = await readJsonObject(join(folder, 'config.json'), 'INVALID_CONFIG');
+  const { family, native: described } = describeModel(config);
+  const generation = (await exists(join(folder, 'generation_config.json'))) ? await readJsonObject(join(folder, 'generation_config.json'), 'INVALID_CONFIG') : {};
+  const eosIds = [...new Set([...readEosIds(config, 'config.json'), ...readEosIds(generation, 'generation_config.json')])];
+  const tensors = await openSafetensorsFolder(folder);
+  const tokenizer = (await exists(join(folder, 'tokenizer.json'))) ? await Tokenizer.fromFile(folder) : undefined;
+  return { config, family, native: described, tensors, eosIds, tokenizer };
+}
+
+async function readGguf(path: string): Promise<Parts> {
+  const file = openTensorFile(path);
+  if (file.format !== 'gguf') throw new LowrankError('INVALID_GGUF', `${path} is a ${file.format} file; expected GGUF`);
+  const config = call(() => ggufToConfig(file));
+  const { family, native: described } = describeModel(config);
+  const metadata = file.metadata();
+  const tensors = openGgufTensors(file, described, String(metadata['general.architecture']));
+  const tokenizer = metadata['tokenizer.ggml.model'] === undefined ? undefined : await Tokenizer.fromGguf(metadata);
+  return { config, family, native: described, tensors, eosIds: readEosIds(config, path), tokenizer };
+}
+
+function readEosIds(config: Record<string, unknown>, name: string): number[] {
+  const value = config.eos_token_id ?? [];
+  const ids: unknown[] = Array.isArray(value) ? value : [value];
+  if (ids.every((id): id is number => typeof id === 'number' && Number.isSafeInteger(id))) return ids;
+  throw new LowrankError('INVALID_CONFIG', `${name}: eos_token_id is ${shown(value)}; expected a token id or a list of them`);
+}
+
+const placeAsFloat: Place = (model, slot, { file, info, unpermuteHeads }) => {
+  if (unpermuteHeads > 0 || info.dtype === 'F32') model.bind(slot, file, info.name, unpermuteHeads);
+  if (info.dtype === 'F32') return;
+  model.setTensor(slot, unpermuteHeads > 0 ? model.readParameter(slot) : file.read(info.name));
+};
+
+async function exists(path: string): Promise<boolean> {
+  return (await stat(path).catch(() => undefined)) !== undefined;
+}

@@ -1,0 +1,52 @@
+import { join } from 'node:path';
+import { call } from '../native.ts';
+import { writeIntoFolder } from '../train/atomic_folder.ts';
+import type { ModelCore } from './core.ts';
+import { parseSaveOptions, type SaveOptions } from './save_options.ts';
+import { type FloatType, parseShardSize, type TensorToSave, writeJson, writeWeights } from './weights_file.ts';
+
+const kTorchNames: Record<FloatType, string> = { F32: 'float32', BF16: 'bfloat16', F16: 'float16' };
+
+/** Writes the base model in Transformers' layout: weights, config.json, generation_config.json's end tokens, tokenizer. */
+export async function saveModel(core: ModelCore, folder: string, options?: SaveOptions): Promise<void> {
+  const { dtype, maxShardSize } = parseSaveOptions(options);
+  const maxShardBytes = parseShardSize(maxShardSize);
+  const chosen = (Object.keys(kTorchNames) as FloatType[]).find((type) => kTorchNames[type] === dtype);
+  const tensors = await core.run((native) => {
+    const stored = new Map(native.parameters().map((parameter) => [parameter.name, parameter.dtype]));
+    const slots = native.slots().filter((slot) => stored.has(slot.name));
+    return slots.map(({ name, shape }): TensorToSave => {
+      const read = () => core.run((model) => call(() => model.readParameter(name)));
+      return { name, shape, dtype: chosen ?? floatType(stored.get(name)), read };
+    });
+  });
+  await writeIntoFolder(folder, 'config.json', async (staging) => {
+    await writeWeights(staging, tensors, maxShardBytes);
+    await writeJson(join(staging, 'config.json'), savedConfig(core, tensors));
+    if (core.eosIds.length > 0) await writeJson(join(staging, 'generation_config.json'), generationConfig(core));
+    if (core.hasTokenizer) await core.tokenizer.save(staging);
+  });
+}
+
+/** Float types stay; block types become bfloat16. */
+function floatType(stored: string | undefined): FloatType {
+  return stored === 'F32' || stored === 'F16' ? stored : 'BF16';
+}
+
+/** The author's config.json, with what this package found out: whether the head is tied, and the type of the weights. */
+function savedConfig(core: ModelCore, tensors: TensorToSave[]): Record<string, unknown> {
+  const widest = tensors.find((tensor) => tensor.shape.length === 2)?.dtype ?? 'F32';
+  return {
+    ...core.config,
+    architectures: [core.family.architecture],
+    model_type: core.family.modelType,
+    tie_word_embeddings: core.native.config.tiedHead,
+    torch_dtype: kTorchNames[widest],
+  };
+}
+
+function generationConfig(core: ModelCore): Record<string, unknown> {
+  const ids = core.eosIds.length === 1 ? core.eosIds[0] : core.eosIds;
+  const bos = core.config.bos_token_id;
+  return { ...(typeof bos === 'number' ? { bos_token_id: bos } : {}), eos_token_id: ids };
+}

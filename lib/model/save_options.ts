@@ -1,0 +1,23 @@
+import { z } from 'zod';
+import { parseOptions } from '../options/parse.ts';
+
+const schema = z.strictObject({
+  maxShardSize: z.union([z.string(), z.number()]).default('5GB').describe('Largest file; more weights go into several.'),
+  dtype: z.enum(['auto', 'float32', 'bfloat16', 'float16']).default('auto').describe("'auto': as stored; block types become bfloat16."),
+  format: z.literal('safetensors', { error: "'safetensors' ('gguf' is not supported yet)" }).default('safetensors').describe('Kind of file.'),
+});
+
+/** Options of CausalLM.savePretrained. */
+export interface SaveOptions {
+  /** Largest file, such as '5GB'; more weights go into several. Default 5GB. */
+  maxShardSize?: number | string;
+  /** Default 'auto': as stored; block types become bfloat16. */
+  dtype?: 'auto' | 'float32' | 'bfloat16' | 'float16';
+  /** A model is saved as 'safetensors', an adapter as 'peft'; 'gguf' is not supported yet. */
+  format?: 'safetensors' | 'peft' | 'gguf';
+}
+
+/** Throws UNKNOWN_OPTION, INVALID_OPTION. */
+export function parseSaveOptions(options: unknown = {}): z.output<typeof schema> {
+  return parseOptions(schema, options, '');
+}
