@@ -26,8 +26,8 @@ class TinyModel:
     dtype: torch.dtype = torch.float32
     length: int = 19
     shard_size: str = "1GB"
-    # Writes rope_theta and rope_scaling, as Transformers 4 did, instead of rope_parameters.
-    legacy_rope: bool = False
+    # config.json as Transformers 4 wrote it: rope_theta and rope_scaling for rope_parameters, torch_dtype for dtype, no layer_types.
+    older_config: bool = False
 
 
 FAMILIES = {
@@ -67,7 +67,7 @@ TINY_MODELS = [
                                   original_max_position_embeddings=16)),
         dtype=torch.float16,
         length=31,
-        legacy_rope=True,
+        older_config=True,
     ),
     TinyModel(
         "llama_yarn",
@@ -86,7 +86,7 @@ TINY_MODELS = [
              rope_parameters=rope("yarn", theta=500.0, factor=8.0, original_max_position_embeddings=10, beta_fast=20.0, beta_slow=2.0,
                                   mscale=0.8, mscale_all_dim=0.5, truncate=False)),
         length=29,
-        legacy_rope=True,
+        older_config=True,
     ),
     TinyModel(
         "llama_dynamic",
@@ -123,12 +123,21 @@ TINY_MODELS = [
     ),
     TinyModel(
         "qwen2_window",
-        "bias on q, k and v; the first layer sees everything, the later ones a window of four; tied head",
+        "bias on q, k and v; a window of four in the first and the last of three layers; tied head",
         Qwen2ForCausalLM,
         dict(vocab_size=53, hidden_size=24, intermediate_size=36, num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=1,
-             use_sliding_window=True, sliding_window=4, max_window_layers=1, tie_word_embeddings=True,
-             rope_parameters=rope("default", theta=1e6)),
+             use_sliding_window=True, sliding_window=4, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+             tie_word_embeddings=True, rope_parameters=rope("default", theta=1e6)),
         length=21,
+    ),
+    TinyModel(
+        "qwen2_older_config",
+        "max_window_layers says that the first layer sees everything and the second a window of three",
+        Qwen2ForCausalLM,
+        dict(vocab_size=31, hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+             use_sliding_window=True, sliding_window=3, max_window_layers=1, rope_parameters=rope("default", theta=1e6)),
+        length=14,
+        older_config=True,
     ),
     TinyModel(
         "qwen2_full",
@@ -163,16 +172,17 @@ def save_model(spec: TinyModel, folder: pathlib.Path, seed: int) -> None:
         model.tie_weights()
     model.to(spec.dtype).save_pretrained(folder, max_shard_size=spec.shard_size)
     (folder / "generation_config.json").unlink(missing_ok=True)
-    if spec.legacy_rope:
-        rewrite_rope_keys(folder / "config.json")
+    if spec.older_config:
+        rewrite_older_config(folder / "config.json")
 
 
-def rewrite_rope_keys(path: pathlib.Path) -> None:
+def rewrite_older_config(path: pathlib.Path) -> None:
     config = json.loads(path.read_text())
     parameters = config.pop("rope_parameters")
     config["rope_theta"] = parameters.pop("rope_theta")
     config["rope_scaling"] = parameters
     config["torch_dtype"] = config.pop("dtype", "float32")
+    config.pop("layer_types", None)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

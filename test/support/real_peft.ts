@@ -1,0 +1,39 @@
+import { spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { userCacheFolder } from '../../lib/hub/user_cache.ts';
+
+const script = fileURLToPath(new URL('../reference/load_with_peft.py', import.meta.url));
+
+/** A Python that has PEFT: LOWRANK_PYTHON, or the one of the benchmark's virtual environment; undefined where there is none. */
+export function pythonWithPeft(): string | undefined {
+  const candidates = [process.env.LOWRANK_PYTHON, join(userCacheFolder(), 'peers', 'bin', 'python')];
+  return candidates.find((python): python is string => {
+    if (!python || (python.includes('/') && !existsSync(python))) return false;
+    return spawnSync(python, ['-c', 'import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, ["peft", "torch", "transformers"])))']).status === 0;
+  });
+}
+
+export interface PeftRequest {
+  model: string;
+  adapter: string;
+  inputIds: number[][];
+  attentionMask: number[][];
+  /** safetensors file for the logits. */
+  output: string;
+}
+
+/** Keys of the adapter that PEFT missed in its file, or did not use. */
+export interface PeftAnswer {
+  missing: string[];
+  unexpected: string[];
+}
+
+/** Loads adapters with real PEFT, all in one process, and writes their logits. */
+export function runPeft(python: string, requests: PeftRequest[]): PeftAnswer[] {
+  const input = requests.map((request) => `${JSON.stringify(request)}\n`).join('');
+  const { status, stdout, stderr } = spawnSync(python, [script], { input, encoding: 'utf8', env: { ...process.env, PYTHONDONTWRITEBYTECODE: '1' }, maxBuffer: 2 ** 26 });
+  if (status !== 0) throw new Error(`${python} ${script} ended with ${status}:\n${stderr}`);
+  return stdout.trim().split('\n').map((line) => JSON.parse(line) as PeftAnswer);
+}
