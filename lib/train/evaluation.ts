@@ -1,4 +1,3 @@
-import { throwIfAborted } from '../errors.ts';
 import type { NativeLoss, NativeTrainBatch } from '../native.ts';
 
 /** Over all supervised tokens of the data, so that the batch size makes no difference. */
@@ -13,17 +12,17 @@ export interface EvaluationMetrics {
   accuracy: number;
 }
 
-/** Evaluates batch after batch: nothing is held beyond one of them. */
+/** Evaluates batch after batch: nothing is held beyond one of them. Undefined when `isStopped` said so in between. */
 export async function evaluateBatches(
   batches: Iterable<NativeTrainBatch>,
   evaluate: (batch: NativeTrainBatch) => Promise<NativeLoss>,
-  signal?: AbortSignal,
-): Promise<EvaluationMetrics> {
+  isStopped: () => boolean = () => false,
+): Promise<EvaluationMetrics | undefined> {
   let nllSum = 0;
   let tokens = 0;
   let correct = 0;
   for (const batch of batches) {
-    throwIfAborted(signal);
+    if (isStopped()) return undefined;
     const loss = await evaluate(batch);
     nllSum += loss.nllSum;
     tokens += loss.tokens;

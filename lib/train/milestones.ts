@@ -7,6 +7,7 @@ import type { Fingerprint } from './fingerprint.ts';
 import type { LogFile } from './log_file.ts';
 import type { Progress } from './progress.ts';
 import { intervalSteps } from './step_plan.ts';
+import type { StopRequest } from './stop_request.ts';
 import type { Trainable } from './trainable.ts';
 import { type LogEntry, meanLoss, type TrainerState } from './trainer_state.ts';
 
@@ -15,7 +16,8 @@ export interface MilestoneContext {
   state: TrainerState;
   trainable: Trainable;
   /** Undefined without an evalDataset. */
-  evaluate: (() => Promise<EvaluationMetrics & { rows: number; batches: number }>) | undefined;
+  evaluation: { rows: number; run(isStopped: () => boolean): Promise<EvaluationMetrics | undefined> } | undefined;
+  stop: StopRequest;
   checkpoints: CheckpointStore;
   fingerprint: Fingerprint;
   callbacks: readonly TrainerCallback[];
@@ -83,20 +85,20 @@ export class Milestones {
     control.shouldLog = control.shouldEvaluate = control.shouldSave = false;
   }
 
-  /** Evaluates and logs; true when it is the best so far. */
+  /** Evaluates and logs; true when it is the best so far. Left off, and not logged, when the training is to stop. */
   async evaluate(): Promise<boolean> {
-    const { evaluate, callbacks, state } = this.#context;
-    if (!evaluate) throw new LowrankError('INVALID_OPTION', 'evalDataset: found nothing, expected data to evaluate on, because an evaluation was asked for');
+    const { evaluation, callbacks, state, stop } = this.#context;
+    if (!evaluation) throw new LowrankError('INVALID_OPTION', 'evalDataset: found nothing, expected data to evaluate on, because an evaluation was asked for');
     const start = performance.now();
-    const { rows, batches, ...metrics } = await evaluate();
+    const metrics = await evaluation.run(() => stop.reason !== undefined);
+    if (metrics === undefined) return false;
     const seconds = (performance.now() - start) / 1000;
     await this.log({
       evalLoss: metrics.loss,
       evalPerplexity: metrics.perplexity,
       evalAccuracy: metrics.accuracy,
       evalRuntime: seconds,
-      evalSamplesPerSecond: rows / seconds,
-      evalStepsPerSecond: batches / seconds,
+      evalSamplesPerSecond: evaluation.rows / seconds,
     });
     await notify(callbacks, 'onEvaluate', state, this.#control(), metrics);
     return this.#isBest(metrics);

@@ -11,7 +11,6 @@ export interface LogEntry {
   evalAccuracy?: number;
   evalRuntime?: number;
   evalSamplesPerSecond?: number;
-  evalStepsPerSecond?: number;
   trainLoss?: number;
   trainRuntime?: number;
   trainSamplesPerSecond?: number;

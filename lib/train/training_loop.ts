@@ -6,7 +6,7 @@ import type { DataPosition } from './checkpoint.ts';
 import { type MilestoneContext, Milestones, type StepFigures } from './milestones.ts';
 import { learningRateAt, type ScheduleOptions, warmupLength } from './schedulers.ts';
 import { microBatches, type StepPlan } from './step_plan.ts';
-import type { StopReason, StopRequest } from './stop_request.ts';
+import type { StopReason } from './stop_request.ts';
 import type { TrainingData } from './trainable.ts';
 
 /** So many steps in a row that are not finite end the training: it will not recover by itself. */
@@ -17,7 +17,6 @@ export interface LoopContext extends MilestoneContext {
   args: ResolvedTrainerOptions['args'];
   data: TrainingData;
   plan: StepPlan;
-  stop: StopRequest;
   /** Where to begin, and whether the checkpoint of this step is on disk already. */
   start: { position: DataPosition; isSaved: boolean };
 }
