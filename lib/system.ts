@@ -1,0 +1,28 @@
+import { readFileSync } from 'node:fs';
+import { call, native } from './native.ts';
+
+export interface SystemInfo {
+  /** Instruction-set level that the kernels run at. */
+  isa: string;
+  /** Levels that this machine has. */
+  isaLevels: string[];
+  threads: number;
+  /** The CUDA device; null: the CPU computes. */
+  cuda: null;
+  /** Peak resident bytes of this process so far. */
+  peakMemory: number;
+  versions: { lowrank: string; node: string; napi: string; compiler: string };
+}
+
+/** What this package runs on. Throws NATIVE_NOT_FOUND. */
+export function systemInfo(): SystemInfo {
+  const { isa, isaLevels, threads, peakMemory, compiler } = call(() => native().systemInfo());
+  const versions = { lowrank: packageVersion(), node: process.versions.node, napi: process.versions.napi ?? '', compiler };
+  return { isa, isaLevels, threads, cuda: null, peakMemory, versions };
+}
+
+/** This package's version. */
+export function packageVersion(): string {
+  const text = readFileSync(new URL('../package.json', import.meta.url), 'utf8');
+  return (JSON.parse(text) as { version: string }).version;
+}
