@@ -13,8 +13,8 @@ double multiply_add(size_t iterations) {
   for (size_t j = 0; j < kChains; ++j) sums[j] = V::set(static_cast<float>(j));
   V::T x = V::set(0.5f), y = V::set(0.25f);
   for (size_t i = 0; i < iterations; ++i) {
+#pragma GCC unroll 12
     for (size_t j = 0; j < kChains; ++j) sums[j] = V::fma(sums[j], x, y);
-    asm volatile("" ::: "memory");
   }
   V::T total = V::zero();
   for (size_t j = 0; j < kChains; ++j) total = V::add(total, sums[j]);
