@@ -59,13 +59,13 @@ export class ChatTemplate {
 
   /**
    * Texts of many conversations with what the assistant is to learn in each: the template's own {% generation %} blocks, else derived
-   * from where its answers stand. A conversation that fails gives its error in place of its text.
+   * from where its answers stand; `spans: false` leaves that out. A conversation that fails gives its error in place of its text.
    */
   async renderForTraining(
     conversations: readonly Conversation[],
-    options: RenderOptions = {},
+    options: RenderOptions & { spans?: boolean } = {},
   ): Promise<(RenderedConversation | LowrankError)[]> {
-    const results = await this.#run(conversations, options, true);
+    const results = await this.#run(conversations, options, options.spans ?? true);
     return results.map((result) => ('error' in result ? templateError(result.error) : result));
   }
 

@@ -1,6 +1,6 @@
 import { type ChildProcess, fork } from 'node:child_process';
-import { extname } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { fileURLToPath, pathToFileURL } from 'node:url';
+import { entryUrl, sourceLoader } from './entry.ts';
 import type { RenderReply, RenderRequest } from './template_process.ts';
 
 // Chat templates come with models from anywhere, can loop for ever and can ask for any amount of memory. A worker thread is no wall
@@ -60,10 +60,9 @@ function send(request: RenderRequest): Promise<RenderReply> {
 
 function start(): ChildProcess {
   if (child?.connected && child.exitCode === null) return child;
-  const ending = extname(import.meta.url);
-  const loader = ending === '.ts' ? ['--import', import.meta.resolve('tsx')] : [];
-  child = fork(fileURLToPath(new URL(`./template_process${ending}`, import.meta.url)), {
-    execArgv: [`--max-old-space-size=${HEAP_MEGABYTES}`, ...loader],
+  const loader = sourceLoader('tsx');
+  child = fork(fileURLToPath(entryUrl('template_process')), {
+    execArgv: [`--max-old-space-size=${HEAP_MEGABYTES}`, ...(loader ? ['--import', pathToFileURL(loader).href] : [])],
     env: { ...process.env, NODE_OPTIONS: '' },
     serialization: 'advanced',
     stdio: ['ignore', 'ignore', 'ignore', 'ipc'],

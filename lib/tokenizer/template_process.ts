@@ -97,13 +97,16 @@ function characters(value: unknown): number {
 // A script's timeout stops whatever runs below it, so the work is called from a one-line script.
 const timed = new Script('globalThis.lowrankRender()');
 
+/** A template that ran too long once is not tried on the rest. */
+class DeadlineExceeded extends Error {}
+
 function withDeadline<T>(deadline: number, run: () => T): T {
   Object.assign(globalThis, { lowrankRender: run });
   try {
     return timed.runInThisContext({ timeout: deadline }) as T;
   } catch (error) {
-    if ((error as { code?: unknown }).code === 'ERR_SCRIPT_EXECUTION_TIMEOUT') throw new Error(`it ran for more than ${deadline / 1000} s`);
-    throw error;
+    if ((error as { code?: unknown }).code !== 'ERR_SCRIPT_EXECUTION_TIMEOUT') throw error;
+    throw new DeadlineExceeded(`it ran for more than ${deadline / 1000} s`);
   }
 }
 
@@ -116,6 +119,7 @@ function answer(request: RenderRequest): RenderReply {
       try {
         return withDeadline(request.deadline, () => renderJob(template, request, job));
       } catch (error) {
+        if (error instanceof DeadlineExceeded) throw error;
         return { error: message(error) };
       }
     });

@@ -1,5 +1,6 @@
-import { extname } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { type TransferListItem, Worker, type WorkerOptions } from 'node:worker_threads';
+import { entryUrl, sourceLoader } from './entry.ts';
 
 interface Pending {
   resolve(value: unknown): void;
@@ -36,7 +37,7 @@ export class WorkerThread {
   readonly #data: unknown;
 
   constructor(entry: string, options: { heapMegabytes: number; data?: unknown }) {
-    this.#entry = new URL(`./${entry}${extname(import.meta.url)}`, import.meta.url);
+    this.#entry = entryUrl(entry);
     this.#heapMegabytes = options.heapMegabytes;
     this.#data = options.data;
   }
@@ -74,7 +75,7 @@ export class WorkerThread {
       workerData: this.#data,
       resourceLimits: { maxOldGenerationSizeMb: this.#heapMegabytes, maxYoungGenerationSizeMb: 16 },
     };
-    const worker = this.#entry.pathname.endsWith('.ts') ? sourceWorker(this.#entry, options) : new Worker(this.#entry, options);
+    const worker = startWorker(this.#entry, options);
     worker.unref();
     worker.on('message', (reply: WorkerReply) => {
       const pending = this.#settle(reply.id);
@@ -108,9 +109,9 @@ export class WorkerThread {
   }
 }
 
-/** From source, the worker has to register the loader itself: Node 20 does not hand a loader on to worker threads. */
-function sourceWorker(entry: URL, options: WorkerOptions): Worker {
-  const loader = import.meta.resolve('tsx/esm/api');
-  const code = `import(${JSON.stringify(loader)}).then(({ register }) => { register(); return import(${JSON.stringify(entry.href)}); })`;
-  return new Worker(code, { ...options, eval: true });
+/** Node 20 does not hand a loader on to worker threads, so from source the worker registers it itself. */
+function startWorker(entry: URL, options: WorkerOptions): Worker {
+  const loader = sourceLoader('tsx/cjs/api');
+  if (loader === undefined) return new Worker(entry, options);
+  return new Worker(`require(${JSON.stringify(loader)}).register(); require(${JSON.stringify(fileURLToPath(entry))});`, { ...options, eval: true });
 }
