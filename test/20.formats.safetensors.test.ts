@@ -244,6 +244,8 @@ describe('safetensors files', () => {
       full('x', '{"', '":1}'),
       full(' ', '{', 'x'),
       full('"a":{"dtype":"U8","shape":[],"data_offsets":[0,1]},', '{', ',,'),
+      full('"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},', '{', '"a":{}}'),
+      full('"a":"b",', '{"__metadata__":{', ' "a":"b"}}'),
     ];
     for (const header of headers) {
       const path = file(safetensors(header));

@@ -1,8 +1,11 @@
 #include "addon/metadata_values.h"
 
+#include <algorithm>
+
 namespace lowrank::addon {
 namespace {
 
+constexpr size_t kHandlesPerScope = 1024;  // a vocabulary's worth of handles must not pile up, nor each need a scope
 constexpr int64_t kMaxSafeInteger = (int64_t{1} << 53) - 1;
 
 struct Converter {
@@ -21,9 +24,10 @@ struct Converter {
   Napi::Value operator()(const std::string& value) const { return Napi::String::New(env, value); }
   Napi::Value operator()(const MetadataValue::Array& values) const {
     Napi::Array array = Napi::Array::New(env, values.size());
-    for (size_t i = 0; i < values.size(); ++i) {
+    for (size_t begin = 0; begin < values.size(); begin += kHandlesPerScope) {
       const Napi::HandleScope scope(env);
-      array.Set(static_cast<uint32_t>(i), to_javascript(env, values[i]));
+      const size_t end = std::min(values.size(), begin + kHandlesPerScope);
+      for (size_t i = begin; i < end; ++i) napi_set_element(env, array, static_cast<uint32_t>(i), to_javascript(env, values[i]));
     }
     return array;
   }

@@ -12,6 +12,11 @@
 
 namespace lowrank {
 
+// More tensors or metadata entries than this are refused: no model has a tenth of them, and what a hostile file can make us hold stays
+// below 64 MiB.
+inline constexpr size_t kMaxTensors = size_t{1} << 18;
+inline constexpr size_t kMaxMetadata = size_t{1} << 18;
+
 struct TensorInfo {
   std::string name;
   DType dtype = DType::kOpaque;      // kOpaque: see type_name; its bytes can be had but not its values

@@ -25,6 +25,8 @@ class GgufReader {
     LR_RETURN_IF_ERROR(read_version());
     LR_RETURN_IF_ERROR(cursor_.read_count(kMinTensorBytes, &tensors, "the tensor count"));
     LR_RETURN_IF_ERROR(cursor_.read_count(kMinEntryBytes, &entries, "the metadata count"));
+    if (tensors > kMaxTensors) return cursor_.fail("the tensor count is %zu; expected at most %zu", tensors, kMaxTensors);
+    if (entries > kMaxMetadata) return cursor_.fail("the metadata count is %zu; expected at most %zu", entries, kMaxMetadata);
     for (size_t i = 0; i < entries; ++i) LR_RETURN_IF_ERROR(read_entry(index));
     LR_RETURN_IF_ERROR(index_metadata(index, Code::kInvalidGguf, path_));
     // The metadata may have taken most of what the count was checked against.

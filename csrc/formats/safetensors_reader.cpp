@@ -57,7 +57,9 @@ class HeaderWalk {
   Status member() {
     LR_RETURN_IF_ERROR(scanner_.string(&entry_.name, name_limit()));
     LR_RETURN_IF_ERROR(scanner_.expect(':'));
-    return entry_.name == "__metadata__" ? metadata() : tensor();
+    if (entry_.name == "__metadata__") return metadata();
+    if (++tensors_ > kMaxTensors) return refuse("comes after %zu others; expected at most that many", kMaxTensors);
+    return tensor();
   }
 
   Status metadata() {
@@ -73,6 +75,10 @@ class HeaderWalk {
       LR_RETURN_IF_ERROR(scanner_.string(&key, name_limit()));
       LR_RETURN_IF_ERROR(scanner_.expect(':'));
       LR_RETURN_IF_ERROR(scanner_.string(&text, name_limit()));
+      if (++metadata_entries_ > kMaxMetadata) {
+        return error(Code::kInvalidSafetensors, "%s: '__metadata__' has more than %zu keys; expected at most that", path_.c_str(),
+                     kMaxMetadata);
+      }
       if (collect_ != nullptr) collect_->metadata.push_back({std::move(key), std::move(text)});
     } while (scanner_.consume(','));
     return scanner_.expect('}');
@@ -194,6 +200,7 @@ class HeaderWalk {
   FileIndex* collect_;
   Entry entry_;
   bool metadata_seen_ = false;
+  size_t metadata_entries_ = 0, tensors_ = 0;
   size_t released_ = 0;
 };
 
