@@ -155,27 +155,53 @@ constexpr size_t kCounters = 64;               // of a block: enough to fill any
 constexpr size_t kElementsPerCounter = 8;      // 16 bits each
 constexpr size_t kBlockElements = kCounters * kElementsPerCounter;
 
-// core/philox.h's philox4x32 for kCounters consecutive counters, as straight-line code that the compiler vectorises.
-void philox_block(uint64_t counter, uint64_t seed, uint64_t stream, uint32_t* words) {
-  const uint32_t low = static_cast<uint32_t>(counter), high = static_cast<uint32_t>(counter >> 32);
-  for (uint32_t j = 0; j < kCounters; ++j) {
-    uint32_t word0 = low + j, word1 = high + (word0 < low ? 1 : 0);
-    uint32_t word2 = static_cast<uint32_t>(stream), word3 = static_cast<uint32_t>(stream >> 32);
-    uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+// Lanes of 64 bits: a 32-bit word sits in the lower half of each, what is above it is never looked at.
+using Words = uint64_t __attribute__((vector_size(4 * V::kWidth)));
+constexpr size_t kWordLanes = V::kWidth / 2;
+
+// The product of the lower halves.
+LR_INLINE Words widening_multiply(Words a, Words b) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (Words)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (Words)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+  return (Words)vmull_u32(vmovn_u64((uint64x2_t)a), vmovn_u64((uint64x2_t)b));
+#endif
+}
+
+// core/philox.h's philox4x32 for kCounters consecutive counters: 128 bits of each, its first word lowest.
+void philox_block(uint64_t counter, uint64_t seed, uint64_t stream, uint64_t* bits) {
+  constexpr int kRounds = 10;
+  Words keys0[kRounds], keys1[kRounds];
+  for (uint32_t round = 0; round < kRounds; ++round) {
+    keys0[round] = Words{} + (static_cast<uint32_t>(seed) + round * 0x9E3779B9u);
+    keys1[round] = Words{} + (static_cast<uint32_t>(seed >> 32) + round * 0xBB67AE85u);
+  }
+  const Words multiplier0 = Words{} + uint64_t{0xD2511F53u}, multiplier1 = Words{} + uint64_t{0xCD9E8D57u};
+  Words lanes;
+  for (size_t lane = 0; lane < kWordLanes; ++lane) lanes[lane] = lane;
+  alignas(64) uint64_t low[kCounters], high[kCounters];
+  for (size_t j = 0; j < kCounters; j += kWordLanes) {
+    const Words counters = lanes + (counter + j);
+    Words word0 = counters, word1 = counters >> 32, word2 = Words{} + stream, word3 = word2 >> 32;
 #pragma GCC unroll 10
-    for (int round = 0; round < 10; ++round) {
-      const uint64_t product0 = uint64_t{0xD2511F53u} * word0, product1 = uint64_t{0xCD9E8D57u} * word2;
-      word0 = static_cast<uint32_t>(product1 >> 32) ^ word1 ^ key0;
-      word1 = static_cast<uint32_t>(product1);
-      word2 = static_cast<uint32_t>(product0 >> 32) ^ word3 ^ key1;
-      word3 = static_cast<uint32_t>(product0);
-      key0 += 0x9E3779B9u;
-      key1 += 0xBB67AE85u;
+    for (int round = 0; round < kRounds; ++round) {
+      const Words product0 = widening_multiply(word0, multiplier0), product1 = widening_multiply(word2, multiplier1);
+      word0 = (product1 >> 32) ^ word1 ^ keys0[round];
+      word1 = product1;
+      word2 = (product0 >> 32) ^ word3 ^ keys1[round];
+      word3 = product0;
     }
-    words[4 * j] = word0;
-    words[4 * j + 1] = word1;
-    words[4 * j + 2] = word2;
-    words[4 * j + 3] = word3;
+    const Words low_words = (word0 & 0xFFFFFFFFu) | (word1 << 32), high_words = (word2 & 0xFFFFFFFFu) | (word3 << 32);
+    memcpy(low + j, &low_words, sizeof low_words);
+    memcpy(high + j, &high_words, sizeof high_words);
+  }
+  for (size_t j = 0; j < kCounters; ++j) {
+    bits[2 * j] = low[j];
+    bits[2 * j + 1] = high[j];
   }
 }
 
@@ -183,14 +209,15 @@ template <bool kAccumulate>
 void apply_mask(const float* x, const uint16_t* bits, size_t n, uint32_t threshold, float factor, float* y) {
 #pragma GCC ivdep  // y is x or lies apart from it
   for (size_t i = 0; i < n; ++i) {
-    const float kept = bits[i] >= threshold ? x[i] * factor : 0.0f;
+    const uint32_t mask = bits[i] >= threshold ? ~0u : 0u;  // not a branch, which AVX2 would not vectorise
+    const float kept = __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, x[i] * factor) & mask);
     y[i] = kAccumulate ? y[i] + kept : kept;
   }
 }
 
 void dropout(const float* x, size_t n, uint64_t first, uint32_t threshold, float factor, uint64_t seed, uint64_t module,
              float* y, bool accumulate) {
-  alignas(64) uint32_t words[kCounters * 4];
+  alignas(64) uint64_t words[kCounters * 2];
   alignas(64) uint16_t bits[kBlockElements];
   size_t skipped = first % kElementsPerCounter;  // bits of the first counter that belong to earlier elements
   for (uint64_t counter = first / kElementsPerCounter; n > 0; counter += kCounters) {
