@@ -3,7 +3,7 @@
 //
 //   fuzz_x CORPUS_FOLDER [--iterations N] [--seconds S] [--seed N] [--only ITERATION]
 //
-// First every file of the folder is replayed, then inputs are generated. An input is a function of (seed, iteration) alone: what a
+// First every file of the folder is replayed (those named valid-* must be accepted, those named refused-* must not), then inputs are generated. An input is a function of (seed, iteration) alone: what a
 // failure prints is enough to repeat it, and the input itself is left in crash.bin. Fails on a sanitizer's report, an
 // input that takes more than a second or 64 MiB of allocations, or a broken invariant.
 #pragma once
@@ -160,7 +160,12 @@ inline size_t replay(const std::string& folder) {
   }
   closedir(opened);
   std::sort(paths.begin(), paths.end());
-  for (const std::string& path : paths) run_one(read_file(path), path);
+  for (const std::string& path : paths) {
+    const uint64_t before = accepted;
+    run_one(read_file(path), path);
+    check(path.find("/valid-") == std::string::npos || accepted == before + 1, "a valid file was refused");
+    check(path.find("/refused-") == std::string::npos || accepted == before, "a file that is to be refused was accepted");
+  }
   return paths.size();
 }
 
