@@ -19,4 +19,5 @@ export type { TrainingArguments } from './options/training_arguments.ts';
 export { type SystemInfo, systemInfo } from './system.ts';
 export { type ChatTemplateOptions, type EncodeOptions, Tokenizer } from './tokenizer/tokenizer.ts';
 export type { TrainerCallback, TrainerControl, TrainingStep } from './train/callbacks.ts';
+export { LoraTrainer, type TrainingMemory } from './train/trainer.ts';
 export type { Message, TokenRow } from './types.ts';

@@ -46,6 +46,14 @@ export function loadAdapter(core: ModelCore, name: string, folder: AdapterFolder
   return adapter;
 }
 
+/** Sets the adapter's parameters to those of a folder that it was saved in. */
+export function restoreAdapter(core: ModelCore, adapter: Adapter, folder: AdapterFolder): void {
+  const values = readAdapterWeights(folder, adapter.parameters, true);
+  call(() => {
+    for (const [parameter, data] of values) core.native.writeParameter(parameter, data);
+  });
+}
+
 /** Writes PEFT's folder, without the tokenizer, into `folder`, which is there already. */
 export async function writeAdapterFolder(core: ModelCore, adapter: Adapter, folder: string): Promise<void> {
   const tensors = await core.run((model) =>

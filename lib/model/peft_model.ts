@@ -6,8 +6,8 @@ import { call } from '../native.ts';
 import { parseLoraConfig, type LoraConfig, type ResolvedLoraConfig } from '../options/lora_config.ts';
 import { parseOptions } from '../options/parse.ts';
 import { writeIntoFolder } from '../train/atomic_folder.ts';
-import { type Adapter, createAdapter, loadAdapter, writeAdapterFolder } from './adapter.ts';
-import { openAdapterFolder } from './adapter_files.ts';
+import { type Adapter, createAdapter, loadAdapter, restoreAdapter, writeAdapterFolder } from './adapter.ts';
+import { openAdapterFolder, readAdapterWeights } from './adapter_files.ts';
 import { CausalLM } from './causal_lm.ts';
 import type { LoadOptions } from './load_options.ts';
 import { isHubId } from './load_source.ts';
@@ -83,6 +83,13 @@ export class PeftModel extends CausalLM {
     await this.#load(path, parseOptions(loadSchema, { adapterName }, ''));
   }
 
+  /** @internal Sets an adapter's weights to those that savePretrained() wrote into a folder. */
+  async restoreAdapter(name: string, folder: string): Promise<void> {
+    const adapter = this.#find(name);
+    const saved = await openAdapterFolder(adapterFolder(folder, name));
+    await this.core.run(() => restoreAdapter(this.core, adapter, saved));
+  }
+
   /** Makes adapters the active ones; their updates add up. */
   setAdapter(names: string | string[]): void {
     const wanted = [names].flat();
@@ -150,11 +157,21 @@ export class PeftModel extends CausalLM {
     const { selectedAdapters } = parseOptions(saveSchema, options ?? {}, '');
     for (const name of selectedAdapters ?? this.#adapters.keys()) {
       const adapter = this.#find(name);
-      await writeIntoFolder(name === 'default' ? folder : join(folder, name), 'adapter_config.json', async (staging) => {
+      await writeIntoFolder(adapterFolder(folder, name), 'adapter_config.json', async (staging) => {
         await writeAdapterFolder(this.core, adapter, staging);
         if (this.core.hasTokenizer) await this.core.tokenizer.save(staging);
       });
     }
+  }
+
+  /** @internal Sets an adapter's parameters to those that savePretrained() wrote of it into `folder`. */
+  async restoreAdapter(name: string, folder: string): Promise<void> {
+    const saved = await openAdapterFolder(name === 'default' ? folder : join(folder, name));
+    const values = readAdapterWeights(saved, this.#find(name).parameters, true);
+    await this.core.run((model) => {
+      for (const [parameter, data] of values) model.writeParameter(parameter, data);
+    });
+    saved.file.close();
   }
 
   /** PEFT's name in adapter_model.safetensors; with several adapters, the adapter's name stands before the last part as in PEFT's modules. */
@@ -188,6 +205,11 @@ export class PeftModel extends CausalLM {
       this.core.native.setTrainable(trained.flatMap((adapter) => adapter.parameters.map((parameter) => parameter.native)));
     });
   }
+}
+
+/** Where PEFT keeps an adapter: 'default' in the folder itself, others in one of their name in it. */
+function adapterFolder(folder: string, name: string): string {
+  return name === 'default' ? folder : join(folder, name);
 }
 
 async function adapterPath(path: string): Promise<string> {
