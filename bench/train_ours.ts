@@ -21,10 +21,10 @@ const tokens = rows * length;
 
 const base = await CausalLM.fromPretrained(positionals[0]!);
 const model = await getPeftModel(base, { r: 16, loraAlpha: 32, targetModules: 'all-linear', loraDropout: 0 });
-model.native.setTrainable(model.trainableNames());
-const session = native().createSession(model.native, { maxTokens: tokens, checkpointing: values.checkpointing, noDecay: [] });
+model.core.native.setTrainable(model.trainableNames());
+const session = native().createSession(model.core.native, { maxTokens: tokens, checkpointing: values.checkpointing, noDecay: [] });
 
-const vocabulary = model.native.config.vocabSize;
+const vocabulary = model.core.native.config.vocabSize;
 let state = 12345;
 const random = () => {
   state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
