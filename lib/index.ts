@@ -13,11 +13,15 @@ export { type GetPeftModelOptions, getPeftModel, type PeftLoadOptions, PeftModel
 export type { SaveOptions } from './model/save_options.ts';
 export { Tensor } from './model/tensor.ts';
 export type { GenerateOptions } from './options/generate_options.ts';
+export type { DataSource } from './options/data_source.ts';
 export type { LoraConfig } from './options/lora_config.ts';
 export type { TrainerOptions } from './options/trainer_options.ts';
 export type { TrainingArguments } from './options/training_arguments.ts';
 export { type SystemInfo, systemInfo } from './system.ts';
 export { type ChatTemplateOptions, type EncodeOptions, Tokenizer } from './tokenizer/tokenizer.ts';
 export type { TrainerCallback, TrainerControl, TrainingStep } from './train/callbacks.ts';
+export type { EvaluationMetrics } from './train/evaluation.ts';
 export { LoraTrainer, type TrainingMemory } from './train/trainer.ts';
+export type { LogEntry, TrainerState } from './train/trainer_state.ts';
+export type { TrainResult } from './train/training_run.ts';
 export type { Message, TokenRow } from './types.ts';

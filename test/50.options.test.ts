@@ -24,7 +24,7 @@ describe('options of LoraTrainer', () => {
     assert.equal(options.args.optim, 'adamw_torch');
     assert.equal(options.args.packing, false);
     assert.equal(options.args.learningRate, 2e-4);
-    assert.equal(options.peftConfig, undefined);
+    assert.deepEqual([options.peftConfig?.r, options.peftConfig?.loraAlpha, options.peftConfig?.targetModules], [16, 32, 'all-linear']);
   });
 
   it("takes api.md's example but for what later versions bring", () => {
@@ -43,10 +43,6 @@ describe('options of LoraTrainer', () => {
     });
     assert.equal(options.args.warmupRatio, 0.03);
     assert.equal(options.peftConfig?.loraDropout, 0.05);
-  });
-
-  it('learns more slowly where the whole model is trained', () => {
-    assert.equal(parseTrainerOptions({ ...base, peftConfig: null }).args.learningRate, 2e-5);
   });
 
   it('answers misspelt and snake_case options with the right name', () => {
@@ -83,6 +79,7 @@ describe('options of LoraTrainer', () => {
     refused(() => withArgs({ neftuneNoiseAlpha: 5 }), 'INVALID_OPTION', 'args.neftuneNoiseAlpha: found 5', 'not available yet');
     refused(() => withArgs({ fp16: true }), 'INVALID_OPTION', 'args.fp16: found true');
     refused(() => parseTrainerOptions({ ...base, quantizationConfig: { loadIn4bit: true } }), 'UNSUPPORTED_QUANTIZATION', 'quantizationConfig', 'GGUF');
+    refused(() => parseTrainerOptions({ ...base, peftConfig: null }), 'INVALID_OPTION', 'peftConfig: found null', 'full fine-tuning');
     refused(() => parseTrainerOptions({ ...base, peftConfig: { peftType: 'IA3' } }), 'INVALID_OPTION', 'peftConfig.peftType: found "IA3"');
   });
 

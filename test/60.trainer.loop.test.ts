@@ -21,7 +21,7 @@ describe('training loop', () => {
 
   it('gives the same weights for batch 8, 4 accumulated twice and 1 accumulated eight times', async () => {
     const rows = randomRows(16, 3);
-    const weights = [];
+    const weights: Float32Array[] = [];
     for (const [perDeviceTrainBatchSize, gradientAccumulationSteps] of [[8, 1], [4, 2], [1, 8]]) {
       const { model } = await train({ rows, args: { outputDir, perDeviceTrainBatchSize, gradientAccumulationSteps, numTrainEpochs: 2, maxGradNorm: 0 } });
       weights.push(model.weights);

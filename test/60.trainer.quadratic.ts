@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { NativeAdamW, NativeLoss, NativeTrainBatch } from '../lib/native.ts';
 import { parseTrainerOptions, type TrainerOptions } from '../lib/options/trainer_options.ts';
+import { writeIntoFolder } from '../lib/train/atomic_folder.ts';
 import { evaluateBatches } from '../lib/train/evaluation.ts';
 import { type FileSystem, nodeFiles, writeFileSynced } from '../lib/train/file_system.ts';
 import type { Progress } from '../lib/train/progress.ts';
@@ -107,8 +108,11 @@ export class Quadratic implements Trainable {
 
   async saveWeights(folder: string): Promise<void> {
     const files = this.#options.files ?? nodeFiles;
-    await writeFileSynced(join(folder, 'adapter_model.bin'), bytes(this.weights), files);
-    await writeFileSynced(join(folder, 'adapter_config.json'), `{"r": ${this.#options.r ?? 4}}`, files);
+    const write = async (staging: string) => {
+      await writeFileSynced(join(staging, 'adapter_model.bin'), bytes(this.weights), files);
+      await writeFileSynced(join(staging, 'adapter_config.json'), `{"r": ${this.#options.r ?? 4}}`, files);
+    };
+    await writeIntoFolder(folder, 'adapter_config.json', write, files);
   }
 
   async loadWeights(folder: string): Promise<void> {
@@ -159,6 +163,9 @@ export class Recorder implements Progress {
   log(): void {}
   message(text: string): void {
     this.messages.push(text);
+  }
+  warn(text: string): void {
+    this.messages.push(`warning: ${text}`);
   }
   end(): void {}
 }

@@ -7,7 +7,7 @@ import { parseLoraConfig, type LoraConfig, type ResolvedLoraConfig } from '../op
 import { parseOptions } from '../options/parse.ts';
 import { writeIntoFolder } from '../train/atomic_folder.ts';
 import { type Adapter, createAdapter, loadAdapter, restoreAdapter, writeAdapterFolder } from './adapter.ts';
-import { openAdapterFolder, readAdapterWeights } from './adapter_files.ts';
+import { openAdapterFolder } from './adapter_files.ts';
 import { CausalLM } from './causal_lm.ts';
 import type { LoadOptions } from './load_options.ts';
 import { isHubId } from './load_source.ts';
@@ -162,16 +162,6 @@ export class PeftModel extends CausalLM {
         if (this.core.hasTokenizer) await this.core.tokenizer.save(staging);
       });
     }
-  }
-
-  /** @internal Sets an adapter's parameters to those that savePretrained() wrote of it into `folder`. */
-  async restoreAdapter(name: string, folder: string): Promise<void> {
-    const saved = await openAdapterFolder(name === 'default' ? folder : join(folder, name));
-    const values = readAdapterWeights(saved, this.#find(name).parameters, true);
-    await this.core.run((model) => {
-      for (const [parameter, data] of values) model.writeParameter(parameter, data);
-    });
-    saved.file.close();
   }
 
   /** PEFT's name in adapter_model.safetensors; with several adapters, the adapter's name stands before the last part as in PEFT's modules. */

@@ -9,8 +9,6 @@ import { type ResolvedTrainingArguments, type TrainingArguments, trainingArgumen
 
 /** What LoRA is where peftConfig is left out. */
 const DEFAULT_PEFT_CONFIG: LoraConfig = { r: 16, loraAlpha: 32, targetModules: 'all-linear' };
-const LEARNING_RATE_WITH_ADAPTER = 2e-4;
-const LEARNING_RATE_OF_BASE = 2e-5;
 
 const callbackNames = ['onTrainBegin', 'onEpochBegin', 'onStepBegin', 'onStepEnd', 'onLog', 'onEvaluate', 'onSave', 'onEpochEnd', 'onTrainEnd'] as const;
 const callback = z.custom<TrainerCallback>(
@@ -25,7 +23,7 @@ const trainerOptionsSchema = z.strictObject({
   }),
   trainDataset: dataSource,
   evalDataset: dataSource.optional(),
-  peftConfig: loraConfigSchema.nullable().optional(),
+  peftConfig: loraConfigSchema.optional(),
   quantizationConfig: z.unknown().optional(),
   args: trainingArgumentsSchema.prefault({}),
   callbacks: z.array(callback).default([]),
@@ -39,8 +37,8 @@ export interface TrainerOptions {
   /** File, glob, rows (text, or tokens `{ inputIds, labels? }`), async iterable or Dataset. */
   trainDataset: DataSource;
   evalDataset?: DataSource;
-  /** Left out: LoRA with r = 16 and alpha = 32 on all linear layers. null: full fine-tuning. */
-  peftConfig?: LoraConfig | null;
+  /** Left out: LoRA with r = 16 and alpha = 32 on all linear layers, or the adapter of the PeftModel. */
+  peftConfig?: LoraConfig;
   /** Not available yet; a GGUF base is trained on in its storage type as it is. */
   quantizationConfig?: Record<string, unknown>;
   args?: TrainingArguments;
@@ -54,16 +52,11 @@ export interface ResolvedTrainerOptions {
   model: string | CausalLM;
   trainDataset: DataSource;
   evalDataset: DataSource | undefined;
-  /** undefined: not given, so that a PeftModel's own adapter counts; resolve with {@link defaultPeftConfig}. */
-  peftConfig: ResolvedLoraConfig | null | undefined;
-  args: ResolvedTrainingArguments & { learningRate: number };
+  /** The default stands here where it was left out, except with a PeftModel, which has its own. */
+  peftConfig: ResolvedLoraConfig | undefined;
+  args: ResolvedTrainingArguments;
   callbacks: TrainerCallback[];
   signal: AbortSignal | undefined;
-}
-
-/** The LoraConfig that stands for a peftConfig left out. */
-export function defaultPeftConfig(): ResolvedLoraConfig {
-  return parseLoraConfig(DEFAULT_PEFT_CONFIG);
 }
 
 /**
@@ -72,21 +65,27 @@ export function defaultPeftConfig(): ResolvedLoraConfig {
  * @throws UNKNOWN_OPTION, INVALID_OPTION, UNSUPPORTED_QUANTIZATION
  */
 export function parseTrainerOptions(options: unknown): ResolvedTrainerOptions {
+  if (isObject(options) && options.peftConfig === null) refuse('peftConfig', null, 'a LoraConfig or nothing (full fine-tuning is not available yet)');
   const parsed = parseOptions(trainerOptionsSchema, options, '');
   if (parsed.quantizationConfig !== undefined && parsed.quantizationConfig !== null) refuseQuantization();
-  const peftConfig = parsed.peftConfig && parseLoraConfig(parsed.peftConfig);
   checkCombinations(parsed.args, parsed.evalDataset !== undefined);
-  const learningRate = parsed.args.learningRate ?? (peftConfig === null ? LEARNING_RATE_OF_BASE : LEARNING_RATE_WITH_ADAPTER);
-  checkScheduler(parsed.args, learningRate);
+  checkScheduler(parsed.args);
   return {
     model: parsed.model,
     trainDataset: parsed.trainDataset,
     evalDataset: parsed.evalDataset,
-    peftConfig,
-    args: { ...parsed.args, learningRate },
+    peftConfig: adapterFor(parsed.model, parsed.peftConfig),
+    args: parsed.args,
     callbacks: parsed.callbacks,
     signal: parsed.signal,
   };
+}
+
+function adapterFor(model: string | CausalLM, peftConfig: ResolvedLoraConfig | undefined): ResolvedLoraConfig | undefined {
+  const hasAdapter = typeof model !== 'string' && 'peftConfig' in model;
+  if (!hasAdapter) return parseLoraConfig(peftConfig ?? DEFAULT_PEFT_CONFIG);
+  if (peftConfig !== undefined) refuse('peftConfig', peftConfig, 'nothing beside a PeftModel, whose own adapter is trained on');
+  return undefined;
 }
 
 function refuseQuantization(): never {
@@ -127,7 +126,7 @@ const SCHEDULER_OPTIONS: Readonly<Record<string, readonly string[]>> = {
   inverse_sqrt: ['timescale'],
 };
 
-function checkScheduler(args: ResolvedTrainingArguments, learningRate: number): void {
+function checkScheduler(args: ResolvedTrainingArguments): void {
   const given = Object.entries(args.lrSchedulerKwargs ?? {}).filter(([, value]) => value !== undefined);
   const taken = SCHEDULER_OPTIONS[args.lrSchedulerType] ?? [];
   for (const [key, value] of given) {
@@ -136,7 +135,7 @@ function checkScheduler(args: ResolvedTrainingArguments, learningRate: number): 
   }
   if (args.lrSchedulerType !== 'polynomial') return;
   const lrEnd = args.lrSchedulerKwargs?.lrEnd ?? 1e-7;
-  if (lrEnd >= learningRate) refuse('args.lrSchedulerKwargs.lrEnd', lrEnd, `less than args.learningRate (${learningRate})`);
+  if (lrEnd >= args.learningRate) refuse('args.lrSchedulerKwargs.lrEnd', lrEnd, `less than args.learningRate (${args.learningRate})`);
 }
 
 function refuse(option: string, found: unknown, expected: string): never {

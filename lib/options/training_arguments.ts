@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { TRUNCATIONS } from '../data/truncation.ts';
 
 const text = z.string().min(1);
 const count = z.int().min(1);
@@ -27,7 +28,7 @@ export const trainingArgumentsSchema = z.strictObject({
   perDeviceEvalBatchSize: count.default(8).describe('Rows evaluated at a time; makes no difference to the result.'),
   gradientAccumulationSteps: count.default(1).describe('Micro-batches in a step.'),
 
-  learningRate: z.number().min(0).optional().describe('Peak learning rate; 2e-4 with an adapter, 2e-5 without.'),
+  learningRate: z.number().min(0).default(2e-4).describe('Peak learning rate; 2e-4 with an adapter, 2e-5 without.'),
   lrSchedulerType: z.enum(SCHEDULERS).default('linear').describe('How the learning rate goes from its peak.'),
   lrSchedulerKwargs: z
     .strictObject({
@@ -54,11 +55,13 @@ export const trainingArgumentsSchema = z.strictObject({
     .default('auto')
     .describe('Train on completions and assistant turns only; auto: where the format tells them apart.'),
   dataloaderDropLast: flag.default(false).describe("Leave out an epoch's last micro-batch when it is not full."),
+  truncation: z.enum(TRUNCATIONS).default('right').describe('What becomes of rows longer than maxSeqLength.'),
   onBadRow: z.enum(['error', 'skip']).default('error').describe('What a malformed row does.'),
 
   loggingStrategy: z.enum(['no', 'steps', 'epoch']).default('steps').describe('When to log.'),
   loggingSteps: interval.default(10).describe("Steps between logs; below 1: a share of all steps. TRL's default."),
   loggingFirstStep: flag.default(false).describe('Log the first step too.'),
+  logLevel: z.enum(['error', 'warning', 'info']).default('info').describe('What is written to stderr: nothing, warnings, or all.'),
   disableTqdm: flag.optional().describe('No progress bar; left out: a bar where stderr is a terminal.'),
 
   evalStrategy: z.enum(['no', 'steps', 'epoch']).default('no').describe('When to evaluate.'),

@@ -7,6 +7,7 @@ import { LowrankError } from '../errors.ts';
 import { type FileSystem, hasCode, ioError, nodeFiles, writeFileSynced } from './file_system.ts';
 
 const LOCK_NAME = '.lowrank.lock';
+const DRAFT_NAME = /^\.lowrank\.lock(-takeover)?-[0-9a-f]{8}-[0-9a-f-]{27}$/;
 /** A takeover takes milliseconds; one older than this was killed. */
 const TAKEOVER_MILLISECONDS = 10_000;
 
@@ -33,6 +34,7 @@ export async function lockFolder(folder: string, files: FileSystem = nodeFiles):
   try {
     await files.mkdir(folder, { recursive: true });
     if (!(await create(path, owner, files))) await takeOver(path, owner, files);
+    await clearDrafts(folder, files);
   } catch (error) {
     throw ioError('locking', folder, error);
   }
@@ -52,12 +54,19 @@ async function create(path: string, owner: Owner, files: FileSystem): Promise<bo
     await files.link(draft, path);
     return true;
   } catch (error) {
-    if (hasCode(error, 'EEXIST')) return false;
+    // ENOENT: the new owner cleared our draft away.
+    if (hasCode(error, 'EEXIST', 'ENOENT')) return false;
     if (hasCode(error, 'EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS')) return await createWithoutLinks(path, owner, files);
     throw error;
   } finally {
-    await files.rm(draft, { force: true });
+    await files.rm(draft, { force: true }).catch(() => {});
   }
+}
+
+/** Deletes what killed processes left; called by the owner, so that nobody who still works on one could succeed. */
+async function clearDrafts(folder: string, files: FileSystem): Promise<void> {
+  const names = await files.readdir(folder);
+  for (const name of names) if (DRAFT_NAME.test(name)) await files.rm(join(folder, name), { force: true });
 }
 
 /** For file systems without hard links. */

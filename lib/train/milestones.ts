@@ -162,7 +162,7 @@ export class Milestones {
       await write();
     } catch (error) {
       if (this.#context.args.onSaveError === 'error') throw error;
-      this.#context.progress.message(`warning: ${error instanceof Error ? error.message : String(error)}`);
+      this.#context.progress.warn(error instanceof Error ? error.message : String(error));
     }
   }
 

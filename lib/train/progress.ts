@@ -9,8 +9,12 @@ export interface Progress {
   step(step: TrainingStep): void;
   log(entry: LogEntry): void;
   message(text: string): void;
+  /** A message that is shown also where progress is not. */
+  warn(text: string): void;
   end(): void;
 }
+
+export type LogLevel = 'error' | 'warning' | 'info';
 
 const BAR_CELLS = 24;
 const EIGHTHS = ['', '▏', '▎', '▍', '▌', '▋', '▊', '▉'];
@@ -18,10 +22,28 @@ const REDRAW_MILLISECONDS = 100;
 /** Weight of a new step in the running mean of the time a step takes. */
 const NEW_STEP_WEIGHT = 0.1;
 
-/** A bar where `stream` is a terminal that can move the cursor, lines otherwise or with `plain`. */
-export function createProgress(plain = false, stream: NodeJS.WriteStream = process.stderr): Progress {
+/** On the level 'info' a bar where `stream` is a terminal that can move the cursor, lines otherwise or with `plain`. */
+export function createProgress(level: LogLevel, plain = false, stream: NodeJS.WriteStream = process.stderr): Progress {
+  if (level !== 'info') return new OnlyWarnings(level === 'warning' ? stream : undefined);
   const canDraw = stream.isTTY && process.env.TERM !== 'dumb';
   return canDraw && !plain ? new ProgressBar(stream) : new ProgressLines(stream);
+}
+
+class OnlyWarnings implements Progress {
+  readonly #stream: NodeJS.WriteStream | undefined;
+
+  constructor(stream: NodeJS.WriteStream | undefined) {
+    this.#stream = stream;
+  }
+
+  begin(): void {}
+  step(): void {}
+  log(): void {}
+  message(): void {}
+  warn(text: string): void {
+    this.#stream?.write(`warning: ${text}\n`);
+  }
+  end(): void {}
 }
 
 /** Estimates the time left from a running mean over the steps. */
@@ -67,6 +89,10 @@ class ProgressLines implements Progress {
 
   message(text: string): void {
     this.#stream.write(`${text}\n`);
+  }
+
+  warn(text: string): void {
+    this.message(`warning: ${text}`);
   }
 
   end(): void {}
@@ -115,6 +141,10 @@ class ProgressBar implements Progress {
     }
     this.#stream.write(`\r\x1b[K${text}\n`);
     this.#draw();
+  }
+
+  warn(text: string): void {
+    this.message(`warning: ${text}`);
   }
 
   end(): void {

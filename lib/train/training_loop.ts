@@ -1,6 +1,6 @@
 import { LowrankError } from '../errors.ts';
 import type { NativeTrainBatch } from '../native.ts';
-import type { ResolvedTrainerOptions } from '../options/trainer_options.ts';
+import type { ResolvedTrainingArguments } from '../options/training_arguments.ts';
 import { notify, type TrainerControl, type TrainingStep } from './callbacks.ts';
 import type { DataPosition } from './checkpoint.ts';
 import { type MilestoneContext, Milestones, type StepFigures } from './milestones.ts';
@@ -14,7 +14,7 @@ const MOST_SKIPPED_IN_A_ROW = 10;
 const IGNORED = -100;
 
 export interface LoopContext extends MilestoneContext {
-  args: ResolvedTrainerOptions['args'];
+  args: ResolvedTrainingArguments;
   data: TrainingData;
   plan: StepPlan;
   /** Where to begin, and whether the checkpoint of this step is on disk already. */
@@ -181,7 +181,7 @@ export class TrainingLoop {
     if (state.skippedInARow >= MOST_SKIPPED_IN_A_ROW) {
       throw new LowrankError('NON_FINITE', `step ${state.globalStep}: ${what}, as something was not finite in ${MOST_SKIPPED_IN_A_ROW} steps in a row; lower args.learningRate or look at the data`);
     }
-    progress.message(`warning: step ${state.globalStep}: ${what}; the step is left out (${state.skippedSteps} so far)`);
+    progress.warn(`step ${state.globalStep}: ${what}; the step is left out (${state.skippedSteps} so far)`);
   }
 
   async #stop(): Promise<void> {
@@ -190,7 +190,7 @@ export class TrainingLoop {
   }
 }
 
-export function scheduleOf(args: ResolvedTrainerOptions['args'], totalSteps: number): ScheduleOptions {
+export function scheduleOf(args: ResolvedTrainingArguments, totalSteps: number): ScheduleOptions {
   return {
     ...args.lrSchedulerKwargs,
     type: args.lrSchedulerType,

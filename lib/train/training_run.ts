@@ -1,7 +1,7 @@
 import { join, resolve } from 'node:path';
 import { LowrankError, throwIfAborted } from '../errors.ts';
-import type { ResolvedTrainerOptions } from '../options/trainer_options.ts';
-import { recoverFolders, writeIntoFolder } from './atomic_folder.ts';
+import type { ResolvedTrainingArguments } from '../options/training_arguments.ts';
+import { recoverFolders } from './atomic_folder.ts';
 import { notify, type TrainerCallback, type TrainingStep } from './callbacks.ts';
 import { type Checkpoint, CheckpointStore, type DataPosition } from './checkpoint.ts';
 import { type FileSystem, nodeFiles } from './file_system.ts';
@@ -15,9 +15,6 @@ import { type StopReason, StopRequest } from './stop_request.ts';
 import type { Trainable, TrainingData } from './trainable.ts';
 import { initialState, type LogEntry, meanLoss, type TrainerState } from './trainer_state.ts';
 import { peakMemory, scheduleOf, TrainingLoop } from './training_loop.ts';
-
-/** Without this file a folder is no adapter: it goes first and comes last. */
-const ADAPTER_MARK = 'adapter_config.json';
 
 export interface TrainResult {
   globalStep: number;
@@ -39,7 +36,7 @@ export interface TrainResult {
 }
 
 export interface TrainingRequest {
-  args: ResolvedTrainerOptions['args'];
+  args: ResolvedTrainingArguments;
   callbacks: readonly TrainerCallback[];
   signal: AbortSignal | undefined;
   trainable: Trainable;
@@ -100,7 +97,7 @@ interface Beginning {
 async function beginning(request: TrainingRequest, plan: StepPlan, checkpoints: CheckpointStore, fingerprint: Fingerprint): Promise<Beginning> {
   const { args, trainable, progress } = request;
   const { resumeFromCheckpoint } = args;
-  const warn = (text: string) => progress.message(`warning: ${text}`);
+  const warn = (text: string) => progress.warn(text);
   if (resumeFromCheckpoint === undefined || resumeFromCheckpoint === false) {
     return { state: initialState(plan.totalSteps, plan.epochs), start: { position: { epoch: 0, step: 0 }, isSaved: false } };
   }
@@ -154,7 +151,7 @@ async function fingerprintOf({ args, trainable, data }: TrainingRequest, plan: S
 }
 
 async function finish(request: TrainingRequest, loop: TrainingLoop, state: TrainerState, before: { time: number; epoch: number; step: number }, checkpoints: CheckpointStore): Promise<void> {
-  const { args, trainable, data, files } = request;
+  const { args, trainable, data } = request;
   const seconds = (performance.now() - before.time) / 1000;
   await loop.milestones.log({
     trainLoss: meanLoss(state.lossTotal),
@@ -165,7 +162,7 @@ async function finish(request: TrainingRequest, loop: TrainingLoop, state: Train
   if (args.loadBestModelAtEnd && state.bestModelCheckpoint !== null) {
     await trainable.loadWeights((await checkpoints.open(state.bestModelCheckpoint)).folder);
   }
-  await writeIntoFolder(args.outputDir, ADAPTER_MARK, (folder) => trainable.saveWeights(folder), files);
+  await trainable.saveWeights(args.outputDir);
 }
 
 function noControl() {

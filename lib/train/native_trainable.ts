@@ -1,0 +1,153 @@
+import { join } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
+import { LowrankError } from '../errors.ts';
+import type { PeftModel } from '../model/peft_model.ts';
+import { call, type NativeAdamW, type NativeLoss, type NativeModel, type NativeSession, type NativeTensorData, type NativeTrainBatch, native } from '../native.ts';
+import { type FingerprintPart, hashJson, PROBE } from './fingerprint.ts';
+import type { Trainable } from './trainable.ts';
+
+const OPTIMIZER_FILE = 'optimizer.safetensors';
+/** Transformers' patterns of parameters without weight decay. */
+const NO_DECAY = /bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)/i;
+/** Moments copied before the event loop gets its turn. */
+const VALUES_AT_A_TIME = 1 << 20;
+const PROBE_TOKENS = 8;
+const PROBE_VALUES = 64;
+
+export interface SessionOptions {
+  /** Most tokens of a micro-batch. */
+  maxTokens: number;
+  checkpointing: boolean;
+}
+
+/** A PeftModel's active adapter under training in native code. */
+export class NativeTrainable implements Trainable {
+  readonly #peft: PeftModel;
+  readonly #adapter: string;
+  readonly #base: FingerprintPart;
+  readonly #session: NativeSession;
+
+  private constructor(peft: PeftModel, adapter: string, base: FingerprintPart, session: NativeSession) {
+    this.#peft = peft;
+    this.#adapter = adapter;
+    this.#base = base;
+    this.#session = session;
+  }
+
+  /** Allocates gradients, optimizer and workspace. */
+  static async create(peft: PeftModel, options: SessionOptions): Promise<NativeTrainable> {
+    const adapter = trainedAdapter(peft);
+    const base = await peft.disableAdapter(() => peft.core.run(describeBase));
+    const noDecay = peft.trainableNames().filter((name) => NO_DECAY.test(name));
+    const session = await peft.core.run((model) => native().createSession(model, { ...options, noDecay }));
+    return new NativeTrainable(peft, adapter, base, session);
+  }
+
+  accumulate(batch: NativeTrainBatch, options: { gradScale: number; seed: number; step: number; micro: number }): Promise<NativeLoss> {
+    return this.#peft.core.run(() => this.#session.accumulate(batch, options));
+  }
+
+  update(options: NativeAdamW): Promise<{ gradNorm: number; skipped: boolean }> {
+    return this.#peft.core.run(() => this.#session.update(options));
+  }
+
+  zeroGradients(): void {
+    call(() => this.#session.zeroGradients());
+  }
+
+  evaluate(batch: NativeTrainBatch): Promise<NativeLoss> {
+    return this.#peft.core.run((model) => model.evaluate(batch));
+  }
+
+  saveWeights(folder: string): Promise<void> {
+    return this.#peft.savePretrained(folder, { selectedAdapters: [this.#adapter] });
+  }
+
+  loadWeights(folder: string): Promise<void> {
+    return this.#peft.restoreAdapter(this.#adapter, folder);
+  }
+
+  async saveOptimizer(folder: string): Promise<void> {
+    const tensors: NativeTensorData[] = [];
+    const step = await this.#peft.core.run(async () => {
+      await this.#eachParameter(({ name, shape }) => {
+        const { m, v } = this.#session.readOptimizer(name);
+        tensors.push({ name: `m.${name}`, dtype: 'F32', shape, data: m }, { name: `v.${name}`, dtype: 'F32', shape, data: v });
+      });
+      return this.#session.optimizerStep;
+    });
+    await call(() => native().writeSafetensors(join(folder, OPTIMIZER_FILE), tensors, { optimizer: 'adamw', step: String(step) }));
+  }
+
+  async loadOptimizer(folder: string): Promise<void> {
+    const path = join(folder, OPTIMIZER_FILE);
+    const file = call(() => native().openTensorFile(path));
+    try {
+      const step = Number(file.metadata().step);
+      if (!Number.isSafeInteger(step) || step < 0) throw new LowrankError('CHECKPOINT_CORRUPT', `${path}: found step ${file.metadata().step}, expected the number of updates`);
+      const present = new Set(file.tensors().map((tensor) => tensor.name));
+      await this.#peft.core.run(async () => {
+        await this.#eachParameter(({ name }) => {
+          if (!present.has(`m.${name}`) || !present.has(`v.${name}`)) throw new LowrankError('CHECKPOINT_CORRUPT', `${path} has no moments of ${name}`);
+          this.#session.writeOptimizer(name, file.read(`m.${name}`), file.read(`v.${name}`));
+        });
+        this.#session.optimizerStep = step;
+      });
+    } finally {
+      file.close();
+    }
+  }
+
+  async identity(): Promise<{ base: FingerprintPart; adapter: FingerprintPart }> {
+    const { r, loraAlpha, loraDropout, useRslora, rankPattern, alphaPattern } = this.#peft.peftConfig[this.#adapter] ?? {};
+    const parameters = hashJson(this.#trained().map(({ name, shape }) => [name, shape]));
+    return { base: this.#base, adapter: { r, loraAlpha, loraDropout, useRslora, rankPattern, alphaPattern, parameters } };
+  }
+
+  machine(): FingerprintPart {
+    return { isa: native().systemInfo().isa, computeType: 'float32' };
+  }
+
+  dispose(): void {
+    this.#session.dispose();
+  }
+
+  #trained() {
+    return this.#peft.core.native.parameters().filter((parameter) => parameter.trainable);
+  }
+
+  async #eachParameter(visit: (parameter: { name: string; shape: number[] }) => void): Promise<void> {
+    let values = 0;
+    for (const parameter of this.#trained()) {
+      visit(parameter);
+      values += parameter.shape.reduce((product, size) => product * size, 1);
+      if (values < VALUES_AT_A_TIME) continue;
+      await setImmediate();
+      values = 0;
+    }
+  }
+}
+
+/** The one adapter that is active and trained. */
+export function trainedAdapter(peft: PeftModel): string {
+  const [adapter, ...others] = peft.activeAdapters;
+  if (adapter === undefined || others.length > 0) {
+    throw new LowrankError('INVALID_OPTION', `model: found a PeftModel with ${others.length === 0 ? 'no active adapter' : `the active adapters ${peft.activeAdapters.join(', ')}`}, expected exactly one (setAdapter)`);
+  }
+  if (peft.trainableNames().length === 0) {
+    throw new LowrankError('INVALID_OPTION', `model: found the adapter '${adapter}' loaded for use only, expected one loaded with isTrainable: true`);
+  }
+  return adapter;
+}
+
+/** The base's description, and a few logits for some fixed tokens: another base, or another quantisation of it, computes others. */
+async function describeBase(model: NativeModel): Promise<FingerprintPart> {
+  const { vocabSize } = model.config;
+  const positions = Int32Array.from({ length: PROBE_TOKENS }, (_, i) => i);
+  const ids = positions.map((i) => (i * 7919 + 1) % vocabSize);
+  const logits = await model.logits({ ids, positions, starts: Int32Array.of(0, PROBE_TOKENS) });
+  const last = logits.subarray((PROBE_TOKENS - 1) * vocabSize);
+  const count = Math.min(PROBE_VALUES, vocabSize);
+  const probe = Array.from({ length: count }, (_, i) => last[Math.floor((i * vocabSize) / count)] as number);
+  return { config: hashJson(model.config), [PROBE]: probe };
+}

@@ -1,0 +1,186 @@
+import { Dataset } from '../data/dataset.ts';
+import { loadDataset } from '../data/load.ts';
+import { LowrankError } from '../errors.ts';
+import { CausalLM } from '../model/causal_lm.ts';
+import { getPeftModel, PeftModel } from '../model/peft_model.ts';
+import { call, native } from '../native.ts';
+import type { DataSource } from '../options/data_source.ts';
+import { parseTrainerOptions, type ResolvedTrainerOptions, type TrainerOptions } from '../options/trainer_options.ts';
+import type { TrainingStep } from './callbacks.ts';
+import { type EvaluationMetrics, evaluateBatches } from './evaluation.ts';
+import { NativeTrainable, trainedAdapter } from './native_trainable.ts';
+import { createProgress, type Progress } from './progress.ts';
+import { UnitData } from './training_data.ts';
+import { runTraining, type TrainResult } from './training_run.ts';
+
+/** Bytes that a training holds, by component. */
+export type TrainingMemory = Record<string, number>;
+
+interface Prepared {
+  peft: PeftModel;
+  train: UnitData;
+  held: UnitData | undefined;
+  /** Most tokens of a micro-batch. */
+  maxTokens: number;
+}
+
+/**
+ * Fine-tunes a model with LoRA.
+ *
+ * ```ts
+ * const trainer = new LoraTrainer({ model: 'model.gguf', trainDataset: 'train.jsonl', args: { outputDir: './lora_output' } });
+ * const { trainingLoss, adapterPath } = await trainer.train();
+ * ```
+ *
+ * The loss is the mean over the supervised tokens of all micro-batches of a step. The same seed gives the same bits, whatever the number of
+ * threads, and whether or not the training was interrupted.
+ */
+export class LoraTrainer {
+  readonly #options: ResolvedTrainerOptions;
+  readonly #progress: Progress;
+  #prepared: Promise<Prepared> | undefined;
+  #peft: PeftModel | undefined;
+  #isRunning = false;
+
+  /** @throws UNKNOWN_OPTION, INVALID_OPTION, UNSUPPORTED_QUANTIZATION */
+  constructor(options: TrainerOptions) {
+    this.#options = parseTrainerOptions(options);
+    const { model } = this.#options;
+    if (typeof model !== 'string' && !(model instanceof CausalLM)) {
+      throw new LowrankError('INVALID_OPTION', 'model: found an object of another kind, expected a CausalLM or a PeftModel');
+    }
+    this.#progress = createProgress(this.#options.args.logLevel, this.#options.args.disableTqdm);
+  }
+
+  /**
+   * Trains to the end and writes the adapter into args.outputDir. The signal and SIGINT end it early, with a checkpoint: `stopped` says so.
+   *
+   * @throws INVALID_DATASET, NON_FINITE, IO_ERROR, CHECKPOINT_CORRUPT, …
+   */
+  async train(): Promise<TrainResult> {
+    const steps = this.steps();
+    for (;;) {
+      const next = await steps.next();
+      if (next.done) return next.value;
+    }
+  }
+
+  /** Trains like train(), step by step. Leaving the loop ends the training and writes nothing more; `model` has what was learnt. */
+  async *steps(): AsyncGenerator<TrainingStep, TrainResult> {
+    if (this.#isRunning) throw new LowrankError('INVALID_OPTION', 'this LoraTrainer is training already; await it first');
+    this.#isRunning = true;
+    try {
+      const { args, callbacks, signal } = this.#options;
+      const prepared = await this.#prepare();
+      this.#announce(prepared);
+      const trainable = await NativeTrainable.create(prepared.peft, { maxTokens: prepared.maxTokens, checkpointing: args.gradientCheckpointing });
+      try {
+        const evaluation = prepared.held && { rows: prepared.held.units, run: (isStopped: () => boolean) => this.#evaluate(prepared, isStopped) };
+        return yield* runTraining({ args, callbacks, signal, trainable, data: prepared.train, evaluation, progress: this.#progress });
+      } finally {
+        trainable.dispose();
+      }
+    } finally {
+      this.#isRunning = false;
+    }
+  }
+
+  /**
+   * Loss on evalDataset, dropout off.
+   *
+   * @throws INVALID_OPTION without an evalDataset
+   */
+  async evaluate(): Promise<EvaluationMetrics> {
+    const { signal } = this.#options;
+    const metrics = await this.#evaluate(await this.#prepare(), () => signal?.aborted ?? false);
+    if (metrics === undefined) throw new LowrankError('ABORTED', 'the evaluation was aborted', { cause: signal?.reason });
+    return metrics;
+  }
+
+  /** The model with its adapter, once train(), steps(), evaluate() or plan() has loaded it; not to be used while training. */
+  get model(): PeftModel {
+    if (this.#peft) return this.#peft;
+    throw new LowrankError('INVALID_OPTION', 'trainer.model: the model is not loaded yet; await train(), evaluate() or plan() first');
+  }
+
+  /** What a training will hold in memory, in bytes by component. Loads the model and the data, which are mapped or small, and allocates nothing else. */
+  async plan(): Promise<TrainingMemory> {
+    const { peft, maxTokens } = await this.#prepare();
+    const checkpointing = this.#options.args.gradientCheckpointing;
+    return await peft.core.run((model) => call(() => native().planSession(model, { maxTokens, checkpointing })));
+  }
+
+  /** Frees the model if this trainer loaded it. */
+  async dispose(): Promise<void> {
+    await this.#prepared?.catch(() => {});
+    if (typeof this.#options.model === 'string') await this.#peft?.dispose();
+    this.#prepared = this.#peft = undefined;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose();
+  }
+
+  /** Loads once; after a failure the next call tries again. */
+  #prepare(): Promise<Prepared> {
+    this.#prepared ??= this.#load().catch((error: unknown) => {
+      this.#prepared = undefined;
+      throw error;
+    });
+    return this.#prepared;
+  }
+
+  async #load(): Promise<Prepared> {
+    const { args, trainDataset, evalDataset } = this.#options;
+    this.#peft ??= await this.#loadModel();
+    const peft = this.#peft;
+    trainedAdapter(peft);
+    const train = await this.#loadData(peft, trainDataset, args.packing ? args.maxSeqLength : undefined, 'trainDataset');
+    const held = evalDataset === undefined ? undefined : await this.#loadData(peft, evalDataset, undefined, 'evalDataset');
+    return { peft, train, held, maxTokens: train.largest(args.perDeviceTrainBatchSize) };
+  }
+
+  async #loadModel(): Promise<PeftModel> {
+    const { model, peftConfig, args, signal } = this.#options;
+    if (model instanceof PeftModel) return model;
+    const base = typeof model === 'string' ? await CausalLM.fromPretrained(model, { signal }) : model;
+    try {
+      return await getPeftModel(base, peftConfig, 'default', { seed: args.seed });
+    } catch (error) {
+      if (base !== model) await base.dispose();
+      throw error;
+    }
+  }
+
+  async #loadData(peft: PeftModel, source: DataSource, packInto: number | undefined, name: string): Promise<UnitData> {
+    const { args, signal } = this.#options;
+    const { maxSeqLength, onBadRow, completionOnlyLoss, truncation } = args;
+    const isReady = source instanceof Dataset && source.stats().longest <= maxSeqLength;
+    const tokenizer = peft.core.hasTokenizer ? peft.tokenizer : undefined;
+    const onWarning = (message: string) => this.#progress.warn(`${name}: ${message}`);
+    const dataset = isReady ? source : await loadDataset(source, { tokenizer, maxSeqLength, onBadRow, completionOnlyLoss, truncation, onWarning, signal });
+    return await UnitData.from(dataset, packInto, name);
+  }
+
+  async #evaluate({ peft, held, maxTokens }: Prepared, isStopped: () => boolean): Promise<EvaluationMetrics | undefined> {
+    if (!held) throw new LowrankError('INVALID_OPTION', 'evalDataset: found nothing, expected data to evaluate on');
+    // No batch is larger than training's largest, so that evaluating never takes more memory.
+    const batches = held.batches(this.#options.args.perDeviceEvalBatchSize, maxTokens);
+    return await evaluateBatches(batches, (batch) => peft.core.run((model) => model.evaluate(batch)), isStopped);
+  }
+
+  #announce({ peft, train }: Prepared): void {
+    const { args } = this.#options;
+    const { isa, threads } = native().systemInfo();
+    const { trainable, all } = peft.countParameters();
+    const { rows, tokens, supervised, empty } = train.summary;
+    const number = (value: number) => value.toLocaleString('en-US');
+    const lines = [
+      `computing in fp32 with ${isa} on ${threads} thread${threads === 1 ? '' : 's'}${args.bf16 === true ? ' (bf16: the CPU computes in fp32 in this version)' : ''}`,
+      `trainable params: ${number(trainable)} || all params: ${number(all)} || trainable%: ${((100 * trainable) / all).toFixed(4)}`,
+      `supervised tokens: ${number(supervised)} of ${number(tokens)} in ${number(rows)} rows${args.packing ? `, packed into ${number(train.units)}` : ''}`,
+    ];
+    for (const line of lines) this.#progress.message(line);
+    if (empty > 0) this.#progress.warn(`${number(empty)} rows have nothing to learn from and are left out`);
+  }
+}
