@@ -33,10 +33,29 @@ describe('options of LoraTrainer', () => {
       evalDataset: [{ text: 'x' }],
       peftConfig: { r: 16, loraAlpha: 32, targetModules: 'all-linear', loraDropout: 0.05, bias: 'none' },
       args: {
-        outputDir: './lora_output', numTrainEpochs: 3, maxSteps: -1, perDeviceTrainBatchSize: 4, gradientAccumulationSteps: 4,
-        learningRate: 2e-4, lrSchedulerType: 'linear', warmupRatio: 0.03, weightDecay: 0, maxGradNorm: 1, optim: 'adamw_torch',
-        loggingSteps: 10, evalStrategy: 'epoch', saveStrategy: 'epoch', saveTotalLimit: 2, loadBestModelAtEnd: false, bf16: 'auto',
-        gradientCheckpointing: true, maxSeqLength: 2048, packing: true, completionOnlyLoss: 'auto', seed: 42, resumeFromCheckpoint: undefined,
+        outputDir: './lora_output',
+        numTrainEpochs: 3,
+        maxSteps: -1,
+        perDeviceTrainBatchSize: 4,
+        gradientAccumulationSteps: 4,
+        learningRate: 2e-4,
+        lrSchedulerType: 'linear',
+        warmupRatio: 0.03,
+        weightDecay: 0,
+        maxGradNorm: 1,
+        optim: 'adamw_torch',
+        loggingSteps: 10,
+        evalStrategy: 'epoch',
+        saveStrategy: 'epoch',
+        saveTotalLimit: 2,
+        loadBestModelAtEnd: false,
+        bf16: 'auto',
+        gradientCheckpointing: true,
+        maxSeqLength: 2048,
+        packing: true,
+        completionOnlyLoss: 'auto',
+        seed: 42,
+        resumeFromCheckpoint: undefined,
       },
       callbacks: [],
       signal: undefined,
@@ -46,11 +65,20 @@ describe('options of LoraTrainer', () => {
   });
 
   it('answers misspelt and snake_case options with the right name', () => {
-    refused(() => parseTrainerOptions({ ...base, trian_dataset: 1 }), 'UNKNOWN_OPTION', "trian_dataset is not an option; did you mean 'trainDataset'?");
+    refused(
+      () => parseTrainerOptions({ ...base, trian_dataset: 1 }),
+      'UNKNOWN_OPTION',
+      "trian_dataset is not an option; did you mean 'trainDataset'?",
+    );
     refused(() => withArgs({ learning_rate: 1e-4 }), 'UNKNOWN_OPTION', 'args.learning_rate', "'learningRate'");
     refused(() => withArgs({ perDeviceTrainBatchsize: 1 }), 'UNKNOWN_OPTION', "'perDeviceTrainBatchSize'");
     refused(() => withArgs({ lrSchedulerKwargs: { num_cycles: 1 } }), 'UNKNOWN_OPTION', 'args.lrSchedulerKwargs.num_cycles', "'numCycles'");
-    refused(() => parseTrainerOptions({ ...base, peftConfig: { lora_alpha: 1 } }), 'UNKNOWN_OPTION', 'peftConfig.lora_alpha', "'loraAlpha'");
+    refused(
+      () => parseTrainerOptions({ ...base, peftConfig: { lora_alpha: 1 } }),
+      'UNKNOWN_OPTION',
+      'peftConfig.lora_alpha',
+      "'loraAlpha'",
+    );
     refused(() => withArgs({ zzzzzzzzzz: 1 }), 'UNKNOWN_OPTION', 'the options there are', 'outputDir');
   });
 
@@ -61,11 +89,23 @@ describe('options of LoraTrainer', () => {
     refused(() => withArgs({ learningRate: 'fast' }), 'INVALID_OPTION', 'args.learningRate: found "fast", expected a number');
     refused(() => withArgs({ learningRate: Number.NaN }), 'INVALID_OPTION', 'args.learningRate: found NaN, expected a number');
     refused(() => withArgs({ learningRate: -1 }), 'INVALID_OPTION', 'args.learningRate: found -1, expected at least 0');
-    refused(() => withArgs({ perDeviceTrainBatchSize: 1.5 }), 'INVALID_OPTION', 'args.perDeviceTrainBatchSize: found 1.5, expected an integer');
-    refused(() => withArgs({ gradientAccumulationSteps: 0 }), 'INVALID_OPTION', 'args.gradientAccumulationSteps: found 0, expected at least 1');
+    refused(
+      () => withArgs({ perDeviceTrainBatchSize: 1.5 }),
+      'INVALID_OPTION',
+      'args.perDeviceTrainBatchSize: found 1.5, expected an integer',
+    );
+    refused(
+      () => withArgs({ gradientAccumulationSteps: 0 }),
+      'INVALID_OPTION',
+      'args.gradientAccumulationSteps: found 0, expected at least 1',
+    );
     refused(() => withArgs({ adamBeta2: 1 }), 'INVALID_OPTION', 'args.adamBeta2: found 1, expected less than 1');
     refused(() => withArgs({ maxSteps: 0 }), 'INVALID_OPTION', 'args.maxSteps: found 0, expected -1 or a positive integer');
-    refused(() => withArgs({ lrSchedulerType: 'cosin' }), 'INVALID_OPTION', "args.lrSchedulerType: found \"cosin\", expected one of 'linear', 'cosine'");
+    refused(
+      () => withArgs({ lrSchedulerType: 'cosin' }),
+      'INVALID_OPTION',
+      "args.lrSchedulerType: found \"cosin\", expected one of 'linear', 'cosine'",
+    );
     refused(() => withArgs({ saveSteps: 1.5 }), 'INVALID_OPTION', 'args.saveSteps: found 1.5, expected an integer, or a share');
     refused(() => withArgs({ outputDir: '' }), 'INVALID_OPTION', 'args.outputDir: found "", expected a text that is not empty');
     refused(() => parseTrainerOptions({ ...base, callbacks: [{ onFoo() {} }] }), 'INVALID_OPTION', 'callbacks[0]');
@@ -78,7 +118,12 @@ describe('options of LoraTrainer', () => {
     }
     refused(() => withArgs({ neftuneNoiseAlpha: 5 }), 'INVALID_OPTION', 'args.neftuneNoiseAlpha: found 5', 'not available yet');
     refused(() => withArgs({ fp16: true }), 'INVALID_OPTION', 'args.fp16: found true');
-    refused(() => parseTrainerOptions({ ...base, quantizationConfig: { loadIn4bit: true } }), 'UNSUPPORTED_QUANTIZATION', 'quantizationConfig', 'GGUF');
+    refused(
+      () => parseTrainerOptions({ ...base, quantizationConfig: { loadIn4bit: true } }),
+      'UNSUPPORTED_QUANTIZATION',
+      'quantizationConfig',
+      'GGUF',
+    );
     refused(() => parseTrainerOptions({ ...base, peftConfig: null }), 'INVALID_OPTION', 'peftConfig: found null', 'full fine-tuning');
     refused(() => parseTrainerOptions({ ...base, peftConfig: { peftType: 'IA3' } }), 'INVALID_OPTION', 'peftConfig.peftType: found "IA3"');
   });
@@ -87,9 +132,19 @@ describe('options of LoraTrainer', () => {
     refused(() => withArgs({ evalStrategy: 'steps' }), 'INVALID_OPTION', 'args.evalStrategy', 'evalDataset');
     const evaluated = (args: Record<string, unknown>) => parseTrainerOptions({ ...base, evalDataset: 'eval.jsonl', args });
     refused(() => evaluated({ loadBestModelAtEnd: true }), 'INVALID_OPTION', 'args.loadBestModelAtEnd', "'no' and 'steps'");
-    refused(() => evaluated({ loadBestModelAtEnd: true, evalStrategy: 'steps', evalSteps: 10, saveSteps: 15 }), 'INVALID_OPTION', 'args.saveSteps', 'multiple');
+    refused(
+      () => evaluated({ loadBestModelAtEnd: true, evalStrategy: 'steps', evalSteps: 10, saveSteps: 15 }),
+      'INVALID_OPTION',
+      'args.saveSteps',
+      'multiple',
+    );
     assert.ok(evaluated({ loadBestModelAtEnd: true, evalStrategy: 'steps', evalSteps: 0.1, saveSteps: 0.3 }));
-    refused(() => withArgs({ lrSchedulerType: 'linear', lrSchedulerKwargs: { power: 2 } }), 'INVALID_OPTION', 'args.lrSchedulerKwargs.power', "'linear'");
+    refused(
+      () => withArgs({ lrSchedulerType: 'linear', lrSchedulerKwargs: { power: 2 } }),
+      'INVALID_OPTION',
+      'args.lrSchedulerKwargs.power',
+      "'linear'",
+    );
     refused(() => withArgs({ lrSchedulerType: 'polynomial', learningRate: 1e-8 }), 'INVALID_OPTION', 'args.lrSchedulerKwargs.lrEnd');
   });
 });
@@ -97,7 +152,10 @@ describe('options of LoraTrainer', () => {
 describe('LoraConfig', () => {
   it("fills in PEFT's defaults", () => {
     const config = parseLoraConfig({});
-    assert.deepEqual([config.r, config.loraAlpha, config.loraDropout, config.bias, config.useRslora, config.initLoraWeights], [8, 8, 0, 'none', false, true]);
+    assert.deepEqual(
+      [config.r, config.loraAlpha, config.loraDropout, config.bias, config.useRslora, config.initLoraWeights],
+      [8, 8, 0, 'none', false, true],
+    );
     assert.equal(config.targetModules, undefined);
   });
 
@@ -105,16 +163,29 @@ describe('LoraConfig', () => {
     refused(() => parseLoraConfig({ r: 0 }), 'INVALID_OPTION', 'peftConfig.r: found 0, expected at least 1');
     refused(() => parseLoraConfig({ loraDropout: 1 }), 'INVALID_OPTION', 'peftConfig.loraDropout: found 1, expected less than 1');
     refused(() => parseLoraConfig({ bias: 'some' }), 'INVALID_OPTION', "expected one of 'none', 'all', 'lora_only'");
-    refused(() => parseLoraConfig({ targetModules: ['q_proj', 3] }), 'INVALID_OPTION', 'peftConfig.targetModules[1]: found 3, expected a string');
+    refused(
+      () => parseLoraConfig({ targetModules: ['q_proj', 3] }),
+      'INVALID_OPTION',
+      'peftConfig.targetModules[1]: found 3, expected a string',
+    );
     refused(() => parseLoraConfig({ targetModules: [] }), 'INVALID_OPTION', 'peftConfig.targetModules');
-    refused(() => parseLoraConfig({ targetModules: 7 }), 'INVALID_OPTION', 'peftConfig.targetModules: found 7, expected an array or a string');
+    refused(
+      () => parseLoraConfig({ targetModules: 7 }),
+      'INVALID_OPTION',
+      'peftConfig.targetModules: found 7, expected an array or a string',
+    );
     refused(() => parseLoraConfig({ rankPattern: { q_proj: 0 } }), 'INVALID_OPTION', 'peftConfig.rankPattern.q_proj: found 0');
     refused(() => parseLoraConfig({ layersPattern: 'h' }), 'INVALID_OPTION', 'peftConfig.layersPattern', 'layersToTransform');
   });
 
   it("refuses PEFT's other variants by name and takes them switched off", () => {
     refused(() => parseLoraConfig({ useDora: true }), 'INVALID_OPTION', 'peftConfig.useDora: found true', 'DoRA is not supported yet');
-    refused(() => parseLoraConfig({ initLoraWeights: 'pissa' }), 'INVALID_OPTION', 'peftConfig.initLoraWeights: found "pissa"', 'not supported yet');
+    refused(
+      () => parseLoraConfig({ initLoraWeights: 'pissa' }),
+      'INVALID_OPTION',
+      'peftConfig.initLoraWeights: found "pissa"',
+      'not supported yet',
+    );
     refused(() => parseLoraConfig({ layerReplication: [[0, 4]] }), 'INVALID_OPTION', 'peftConfig.layerReplication');
     assert.ok(parseLoraConfig({ useDora: false, loftqConfig: {}, evaConfig: null, initLoraWeights: 'gaussian' }));
   });

@@ -5,17 +5,31 @@ import { join } from 'node:path';
 import { LowrankError } from '../lib/errors.ts';
 import { CausalLM } from '../lib/model/causal_lm.ts';
 import { getPeftModel, PeftModel } from '../lib/model/peft_model.ts';
-import { LoraTrainer } from '../lib/train/trainer.ts';
 import type { TrainerOptions } from '../lib/options/trainer_options.ts';
+import { LoraTrainer } from '../lib/train/trainer.ts';
 import { newFolder, random } from './60.trainer.quadratic.ts';
 
-const code = (expected: string, ...parts: string[]) => (error: unknown) =>
-  error instanceof LowrankError && error.code === expected && parts.every((part) => error.message.includes(part));
+const code =
+  (expected: string, ...parts: string[]) =>
+  (error: unknown) =>
+    error instanceof LowrankError && error.code === expected && parts.every((part) => error.message.includes(part));
 
 const config = {
-  architectures: ['LlamaForCausalLM'], model_type: 'llama', vocab_size: 97, hidden_size: 32, intermediate_size: 56, num_hidden_layers: 2,
-  num_attention_heads: 4, num_key_value_heads: 2, max_position_embeddings: 128, rms_norm_eps: 1e-5, rope_theta: 10000, tie_word_embeddings: true,
-  hidden_act: 'silu', bos_token_id: 1, eos_token_id: 2,
+  architectures: ['LlamaForCausalLM'],
+  model_type: 'llama',
+  vocab_size: 97,
+  hidden_size: 32,
+  intermediate_size: 56,
+  num_hidden_layers: 2,
+  num_attention_heads: 4,
+  num_key_value_heads: 2,
+  max_position_embeddings: 128,
+  rms_norm_eps: 1e-5,
+  rope_theta: 10000,
+  tie_word_embeddings: true,
+  hidden_act: 'silu',
+  bos_token_id: 1,
+  eos_token_id: 2,
 };
 
 /** Rows of a language in which the next token mostly follows from the last: there is something to learn. */
@@ -24,7 +38,8 @@ function tokenRows(count: number, seed: number): { inputIds: number[]; labels: n
   return Array.from({ length: count }, () => {
     const inputIds = [1 + Math.floor(next() * 96)];
     const length = 3 + Math.floor(next() * 20);
-    while (inputIds.length < length) inputIds.push(next() < 0.9 ? (((inputIds.at(-1) as number) * 5 + 3) % 96) + 1 : 1 + Math.floor(next() * 96));
+    while (inputIds.length < length)
+      inputIds.push(next() < 0.9 ? (((inputIds.at(-1) as number) * 5 + 3) % 96) + 1 : 1 + Math.floor(next() * 96));
     return { inputIds, labels: inputIds.map((id, place) => (place > 1 && next() < 0.2 ? -100 : id)) };
   });
 }
@@ -49,15 +64,30 @@ describe('LoraTrainer on a small Llama', () => {
     trainDataset,
     peftConfig,
     ...change,
-    args: { outputDir, maxSteps: 12, perDeviceTrainBatchSize: 4, gradientAccumulationSteps: 2, learningRate: 0.01, saveSteps: 5, loggingSteps: 4, logLevel: 'error', ...change.args },
+    args: {
+      outputDir,
+      maxSteps: 12,
+      perDeviceTrainBatchSize: 4,
+      gradientAccumulationSteps: 2,
+      learningRate: 0.01,
+      saveSteps: 5,
+      loggingSteps: 4,
+      logLevel: 'error',
+      ...change.args,
+    },
   });
   const adapter = (folder: string) => readFileSync(join(folder, 'adapter_model.safetensors'));
 
   it('learns, logs, evaluates and writes the adapter that gives the same losses when loaded', async () => {
-    const trainer = new LoraTrainer(await options({ evalDataset: tokenRows(10, 2), args: { maxSteps: 40, evalStrategy: 'steps', evalSteps: 20, evalOnStart: true } }));
+    const trainer = new LoraTrainer(
+      await options({ evalDataset: tokenRows(10, 2), args: { maxSteps: 40, evalStrategy: 'steps', evalSteps: 20, evalOnStart: true } }),
+    );
     const result = await trainer.train();
     const evaluations = result.logHistory.filter((entry) => entry.evalLoss !== undefined);
-    assert.deepEqual(evaluations.map((entry) => entry.step), [0, 20, 40]);
+    assert.deepEqual(
+      evaluations.map((entry) => entry.step),
+      [0, 20, 40],
+    );
     assert.ok((evaluations[2]?.evalLoss as number) < 0.99 * (evaluations[0]?.evalLoss as number), JSON.stringify(evaluations));
     assert.equal(result.globalStep, 40);
     assert.equal(result.adapterPath, outputDir);
@@ -65,7 +95,12 @@ describe('LoraTrainer on a small Llama', () => {
     assert.equal(loss, evaluations[2]?.evalLoss);
     assert.ok(perplexity === Math.exp(loss) && tokens > 0 && accuracy > 0 && accuracy <= 1);
     const loaded = await PeftModel.fromPretrained(await newBase(), outputDir);
-    const again = new LoraTrainer({ model: await getPeftModel(await newBase(), peftConfig), trainDataset, evalDataset: tokenRows(10, 2), args: { outputDir, perDeviceEvalBatchSize: 3, logLevel: 'error' } });
+    const again = new LoraTrainer({
+      model: await getPeftModel(await newBase(), peftConfig),
+      trainDataset,
+      evalDataset: tokenRows(10, 2),
+      args: { outputDir, perDeviceEvalBatchSize: 3, logLevel: 'error' },
+    });
     await again.plan();
     await again.model.restoreAdapter('default', outputDir);
     assert.ok(Math.abs((await again.evaluate()).loss - loss) < 1e-6 * loss);
@@ -79,12 +114,15 @@ describe('LoraTrainer on a small Llama', () => {
       const args = { packing, maxSeqLength: 64 };
       const whole = newFolder();
       const { logHistory } = await new LoraTrainer(await options({ args: { ...args, outputDir: whole } })).train();
-      const resumed = await new LoraTrainer(await options({ args: { ...args, resumeFromCheckpoint: join(whole, 'checkpoint-5') } })).train();
+      const resumed = await new LoraTrainer(
+        await options({ args: { ...args, resumeFromCheckpoint: join(whole, 'checkpoint-5') } }),
+      ).train();
       assert.ok(adapter(outputDir).equals(adapter(whole)));
       for (const file of ['optimizer.safetensors', 'adapter_model.safetensors']) {
         assert.ok(readFileSync(join(outputDir, 'checkpoint-12', file)).equals(readFileSync(join(whole, 'checkpoint-12', file))), file);
       }
-      const figures = (logs: typeof logHistory) => logs.map(({ step, loss, gradNorm, learningRate, epoch }) => ({ step, loss, gradNorm, learningRate, epoch }));
+      const figures = (logs: typeof logHistory) =>
+        logs.map(({ step, loss, gradNorm, learningRate, epoch }) => ({ step, loss, gradNorm, learningRate, epoch }));
       assert.deepEqual(figures(resumed.logHistory), figures(logHistory));
       await rm(whole, { recursive: true });
     }
@@ -107,7 +145,9 @@ describe('LoraTrainer on a small Llama', () => {
       { perDeviceTrainBatchSize: 10, gradientAccumulationSteps: 4 },
       { perDeviceTrainBatchSize: 40, gradientAccumulationSteps: 1, packing: true, maxSeqLength: 48 },
     ]) {
-      const trainer = new LoraTrainer(await options({ peftConfig: { ...peftConfig, loraDropout: 0 }, args: { ...args, maxSteps: 1, saveStrategy: 'no' } }));
+      const trainer = new LoraTrainer(
+        await options({ peftConfig: { ...peftConfig, loraDropout: 0 }, args: { ...args, maxSteps: 1, saveStrategy: 'no' } }),
+      );
       for await (const step of trainer.steps()) norms.push(step.gradNorm);
     }
     for (const norm of norms) assert.ok(Math.abs(norm - (norms[0] as number)) < 1e-5 * norm, norms.join(' '));
@@ -116,8 +156,14 @@ describe('LoraTrainer on a small Llama', () => {
   it('refuses to resume on another base, and with another rank', async () => {
     await new LoraTrainer(await options({ args: { maxSteps: 5 } })).train();
     const other = await CausalLM.fromConfig(config, { seed: 6 });
-    await assert.rejects(new LoraTrainer(await options({ model: other, args: { resumeFromCheckpoint: true } })).train(), code('INVALID_OPTION', 'base.probe'));
-    await assert.rejects(new LoraTrainer(await options({ peftConfig: { ...peftConfig, r: 8 }, args: { resumeFromCheckpoint: true } })).train(), code('INVALID_OPTION', 'adapter.r was 4 and is 8'));
+    await assert.rejects(
+      new LoraTrainer(await options({ model: other, args: { resumeFromCheckpoint: true } })).train(),
+      code('INVALID_OPTION', 'base.probe'),
+    );
+    await assert.rejects(
+      new LoraTrainer(await options({ peftConfig: { ...peftConfig, r: 8 }, args: { resumeFromCheckpoint: true } })).train(),
+      code('INVALID_OPTION', 'adapter.r was 4 and is 8'),
+    );
   });
 
   it("trains on a PeftModel's own adapter, and keeps the number of trained parameters over a resume", async () => {
@@ -126,31 +172,54 @@ describe('LoraTrainer on a small Llama', () => {
     const result = await new LoraTrainer(await options({ model: peft, peftConfig: undefined, args: { maxSteps: 5 } })).train();
     assert.ok((await readdir(join(result.adapterPath, 'tuned'))).includes('adapter_model.safetensors'));
     const fresh = await getPeftModel(await newBase(), { ...peftConfig, modulesToSave: ['lm_head'] }, 'tuned');
-    await new LoraTrainer(await options({ model: fresh, peftConfig: undefined, args: { maxSteps: 7, resumeFromCheckpoint: true } })).train();
+    await new LoraTrainer(
+      await options({ model: fresh, peftConfig: undefined, args: { maxSteps: 7, resumeFromCheckpoint: true } }),
+    ).train();
     assert.equal(fresh.countParameters().trainable, trained);
     const forUse = await PeftModel.fromPretrained(await newBase(), join(outputDir, 'tuned'));
-    await assert.rejects(new LoraTrainer(await options({ model: forUse, peftConfig: undefined })).train(), code('INVALID_OPTION', 'isTrainable'));
-    await assert.throws(() => new LoraTrainer({ model: fresh, trainDataset, peftConfig }), code('INVALID_OPTION', 'peftConfig', 'PeftModel'));
+    await assert.rejects(
+      new LoraTrainer(await options({ model: forUse, peftConfig: undefined })).train(),
+      code('INVALID_OPTION', 'isTrainable'),
+    );
+    await assert.throws(
+      () => new LoraTrainer({ model: fresh, trainDataset, peftConfig }),
+      code('INVALID_OPTION', 'peftConfig', 'PeftModel'),
+    );
   });
 
   it('plans its memory before it allocates', async () => {
     const trainer = new LoraTrainer(await options());
     const plan = await trainer.plan();
-    assert.ok(Object.values(plan).length > 1 && Object.values(plan).every((bytes) => Number.isSafeInteger(bytes) && bytes >= 0), JSON.stringify(plan));
+    assert.ok(
+      Object.values(plan).length > 1 && Object.values(plan).every((bytes) => Number.isSafeInteger(bytes) && bytes >= 0),
+      JSON.stringify(plan),
+    );
     assert.equal(trainer.model.activeAdapters[0], 'default');
   });
 
   it('validates when it is made, and says what is missing when it is used', async () => {
-    assert.throws(() => new LoraTrainer({ model: base, trainDataset, args: { learningRate: -1 } }), code('INVALID_OPTION', 'args.learningRate'));
+    assert.throws(
+      () => new LoraTrainer({ model: base, trainDataset, args: { learningRate: -1 } }),
+      code('INVALID_OPTION', 'args.learningRate'),
+    );
     assert.throws(() => new LoraTrainer({ model: { generate() {} } as never, trainDataset }), code('INVALID_OPTION', 'model'));
     const trainer = new LoraTrainer(await options());
     assert.throws(() => trainer.model, code('INVALID_OPTION', 'trainer.model'));
     await assert.rejects(trainer.evaluate(), code('INVALID_OPTION', 'evalDataset'));
-    await assert.rejects(new LoraTrainer({ model: await newBase(), trainDataset: [], args: { outputDir, logLevel: 'error' } }).train(), code('INVALID_DATASET'));
+    await assert.rejects(
+      new LoraTrainer({ model: await newBase(), trainDataset: [], args: { outputDir, logLevel: 'error' } }).train(),
+      code('INVALID_DATASET'),
+    );
     const unsupervised = [{ inputIds: [1, 2, 3], labels: [-100, -100, -100] }];
-    await assert.rejects(new LoraTrainer({ model: await newBase(), trainDataset: unsupervised, args: { outputDir, logLevel: 'error' } }).train(), code('INVALID_DATASET'));
+    await assert.rejects(
+      new LoraTrainer({ model: await newBase(), trainDataset: unsupervised, args: { outputDir, logLevel: 'error' } }).train(),
+      code('INVALID_DATASET'),
+    );
     const foreign = [{ inputIds: [1, 2, 5000] }];
-    await assert.rejects(new LoraTrainer({ model: await newBase(), trainDataset: foreign, args: { outputDir, logLevel: 'error' } }).train(), (error: unknown) => error instanceof LowrankError && /5000/.test(error.message));
+    await assert.rejects(
+      new LoraTrainer({ model: await newBase(), trainDataset: foreign, args: { outputDir, logLevel: 'error' } }).train(),
+      (error: unknown) => error instanceof LowrankError && /5000/.test(error.message),
+    );
   });
 
   it('does not train twice at once, and trains again afterwards', async () => {

@@ -66,24 +66,42 @@ export class Quadratic implements Trainable {
     this.#options = options;
   }
 
-  async accumulate(batch: NativeTrainBatch, { gradScale, seed, step, micro }: { gradScale: number; seed: number; step: number; micro: number }): Promise<NativeLoss> {
+  async accumulate(
+    batch: NativeTrainBatch,
+    { gradScale, seed, step, micro }: { gradScale: number; seed: number; step: number; micro: number },
+  ): Promise<NativeLoss> {
     this.#options.onMicro?.(step, micro);
     this.#step = step;
     const keep = 1 - (this.#options.dropout ?? 0);
     const next = random(seed * 7919 + step * 104729 + micro);
-    const loss = this.#forward(batch, () => (next() < keep ? 1 / keep : 0), (place, slope) => {
-      this.gradient[place] = (this.gradient[place] as number) + gradScale * slope;
-    });
+    const loss = this.#forward(
+      batch,
+      () => (next() < keep ? 1 / keep : 0),
+      (place, slope) => {
+        this.gradient[place] = (this.gradient[place] as number) + gradScale * slope;
+      },
+    );
     if (this.#options.brokenLoss?.(step)) loss.nllSum = Number.NaN;
     await new Promise((resolve) => setImmediate(resolve));
     return loss;
   }
 
   async evaluate(batch: NativeTrainBatch): Promise<NativeLoss> {
-    return this.#forward(batch, () => 1, () => {});
+    return this.#forward(
+      batch,
+      () => 1,
+      () => {},
+    );
   }
 
-  async update({ learningRate, beta1, beta2, epsilon, weightDecay, maxGradNorm }: NativeAdamW): Promise<{ gradNorm: number; skipped: boolean }> {
+  async update({
+    learningRate,
+    beta1,
+    beta2,
+    epsilon,
+    weightDecay,
+    maxGradNorm,
+  }: NativeAdamW): Promise<{ gradNorm: number; skipped: boolean }> {
     if (this.#options.brokenGradient?.(this.#step)) this.gradient[0] = Number.NaN;
     const gradNorm = Math.sqrt(this.gradient.reduce((sum, value) => sum + value * value, 0));
     const skipped = !Number.isFinite(gradNorm);
@@ -197,9 +215,23 @@ export async function start(setup: Setup) {
   const held = setup.evalRows && (await UnitData.from(setup.evalRows, undefined, 'evalDataset'));
   const evaluation = held && {
     rows: held.units,
-    run: (isStopped: () => boolean) => evaluateBatches(held.batches(args.perDeviceEvalBatchSize, 1000), (batch) => model.evaluate(batch), isStopped),
+    run: (isStopped: () => boolean) =>
+      evaluateBatches(held.batches(args.perDeviceEvalBatchSize, 1000), (batch) => model.evaluate(batch), isStopped),
   };
-  return { model, data, steps: runTraining({ args, callbacks, signal, trainable: model, data, evaluation, progress: setup.progress ?? new Recorder(), files: setup.files }) };
+  return {
+    model,
+    data,
+    steps: runTraining({
+      args,
+      callbacks,
+      signal,
+      trainable: model,
+      data,
+      evaluation,
+      progress: setup.progress ?? new Recorder(),
+      files: setup.files,
+    }),
+  };
 }
 
 /** Trains to the end. */

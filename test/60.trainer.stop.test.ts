@@ -8,8 +8,10 @@ import { LowrankError } from '../lib/errors.ts';
 import { lockFolder } from '../lib/train/lock.ts';
 import { bytes, newFolder, randomRows, start, train } from './60.trainer.quadratic.ts';
 
-const code = (expected: string, ...parts: string[]) => (error: unknown) =>
-  error instanceof LowrankError && error.code === expected && parts.every((part) => error.message.includes(part));
+const code =
+  (expected: string, ...parts: string[]) =>
+  (error: unknown) =>
+    error instanceof LowrankError && error.code === expected && parts.every((part) => error.message.includes(part));
 
 describe('stopping a training', () => {
   let outputDir: string;
@@ -17,12 +19,26 @@ describe('stopping a training', () => {
     outputDir = newFolder();
   });
   afterEach(() => rm(outputDir, { recursive: true, force: true }));
-  const args = () => ({ outputDir, numTrainEpochs: 3, perDeviceTrainBatchSize: 2, gradientAccumulationSteps: 3, loggingSteps: 3, weightDecay: 0.01, warmupSteps: 2 });
+  const args = () => ({
+    outputDir,
+    numTrainEpochs: 3,
+    perDeviceTrainBatchSize: 2,
+    gradientAccumulationSteps: 3,
+    loggingSteps: 3,
+    weightDecay: 0.01,
+    warmupSteps: 2,
+  });
   const rows = randomRows(23, 20);
 
   it('stops after the micro-batch at hand when the signal fires, and resumes bit for bit, wherever that was', async () => {
     const whole = await train({ rows, dropout: 0.3, args: { ...args(), outputDir: newFolder() } });
-    for (const [stopStep, stopMicro] of [[0, 0], [2, 1], [3, 2], [4, 0], [11, 1]]) {
+    for (const [stopStep, stopMicro] of [
+      [0, 0],
+      [2, 1],
+      [3, 2],
+      [4, 0],
+      [11, 1],
+    ]) {
       await rm(outputDir, { recursive: true, force: true });
       const controller = new AbortController();
       const micros: string[] = [];
@@ -39,7 +55,10 @@ describe('stopping a training', () => {
       assert.deepEqual([...first.losses, ...second.losses], whole.losses);
       assert.ok(bytes(second.model.weights).equals(bytes(whole.model.weights)), `stopped at ${stopStep}.${stopMicro}`);
       assert.ok(bytes(second.model.v).equals(bytes(whole.model.v)));
-      const logged = (history: typeof whole.result.logHistory) => history.filter((entry) => entry.loss !== undefined).map(({ step, loss, gradNorm, learningRate, epoch }) => ({ step, loss, gradNorm, learningRate, epoch }));
+      const logged = (history: typeof whole.result.logHistory) =>
+        history
+          .filter((entry) => entry.loss !== undefined)
+          .map(({ step, loss, gradNorm, learningRate, epoch }) => ({ step, loss, gradNorm, learningRate, epoch }));
       assert.deepEqual(logged(second.result.logHistory), logged(whole.result.logHistory));
       assert.equal(second.result.trainingLoss, whole.result.trainingLoss);
       assert.equal(second.result.tokens, whole.result.tokens);
@@ -48,7 +67,11 @@ describe('stopping a training', () => {
 
   it('stops at SIGINT, saves, and leaves no handler behind', async () => {
     const before = process.listenerCount('SIGINT');
-    const { result } = await train({ rows, args: args(), onMicro: (step, micro) => void (step === 2 && micro === 1 && process.kill(process.pid, 'SIGINT')) });
+    const { result } = await train({
+      rows,
+      args: args(),
+      onMicro: (step, micro) => void (step === 2 && micro === 1 && process.kill(process.pid, 'SIGINT')),
+    });
     assert.equal(result.stopped, 'interrupted');
     assert.equal(process.listenerCount('SIGINT'), before);
     assert.ok((await readdir(outputDir)).includes(`checkpoint-${result.globalStep}`));
@@ -80,7 +103,13 @@ describe('stopping a training', () => {
   it('abandons an evaluation when it is to stop', async () => {
     const controller = new AbortController();
     const callbacks = [{ onStepEnd: () => controller.abort() }];
-    const { result } = await train({ rows, evalRows: randomRows(50, 21), callbacks, signal: controller.signal, args: { ...args(), evalStrategy: 'steps', evalSteps: 1, perDeviceEvalBatchSize: 1 } });
+    const { result } = await train({
+      rows,
+      evalRows: randomRows(50, 21),
+      callbacks,
+      signal: controller.signal,
+      args: { ...args(), evalStrategy: 'steps', evalSteps: 1, perDeviceEvalBatchSize: 1 },
+    });
     assert.equal(result.globalStep, 1);
     assert.ok(result.logHistory.every((entry) => entry.evalLoss === undefined));
   });
@@ -92,7 +121,8 @@ describe('the lock of an output folder', () => {
     folder = newFolder();
   });
   afterEach(() => rm(folder, { recursive: true, force: true }));
-  const owner = (change: Record<string, unknown>) => JSON.stringify({ pid: process.pid, thread: 0, host: hostname(), started: startOf(process.pid), token: 'x', ...change });
+  const owner = (change: Record<string, unknown>) =>
+    JSON.stringify({ pid: process.pid, thread: 0, host: hostname(), started: startOf(process.pid), token: 'x', ...change });
   const startOf = (pid: number) => readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1]?.split(' ')[19];
 
   it('keeps a second trainer out while the first runs', async () => {
@@ -105,7 +135,11 @@ describe('the lock of an output folder', () => {
 
   it('is taken over from a process that is gone, by one of several', async () => {
     const dead = spawnSync(process.execPath, ['-e', '']).pid;
-    for (const change of [{ pid: dead }, { token: 'left behind by this process' }, ...(process.platform === 'linux' ? [{ pid: 1, started: 'earlier' }] : [])]) {
+    for (const change of [
+      { pid: dead },
+      { token: 'left behind by this process' },
+      ...(process.platform === 'linux' ? [{ pid: 1, started: 'earlier' }] : []),
+    ]) {
       await writeFile(join(folder, '.lowrank.lock'), owner(change));
       const results = await Promise.allSettled(Array.from({ length: 8 }, () => lockFolder(folder)));
       const won = results.filter((result) => result.status === 'fulfilled');

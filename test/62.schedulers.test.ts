@@ -22,7 +22,10 @@ describe('learning-rate schedulers', () => {
         entry.rates.forEach((expected, step) => {
           const found = learningRateAt(step, options);
           // The two libraries' cosines may differ in the last bit.
-          assert.ok(Math.abs(found - expected) <= 1e-15 * entry.learningRate + 1e-13 * expected, `${JSON.stringify(entry.kwargs)} step ${step}: ${found} is not ${expected}`);
+          assert.ok(
+            Math.abs(found - expected) <= 1e-15 * entry.learningRate + 1e-13 * expected,
+            `${JSON.stringify(entry.kwargs)} step ${step}: ${found} is not ${expected}`,
+          );
         });
       }
     });

@@ -34,7 +34,17 @@ const PEFT_DEFAULTS: Readonly<Record<string, unknown>> = {
 };
 
 /** Of these, keys whose value makes no difference to what a finished adapter computes on the families supported. */
-const HARMLESS = ['auto_mapping', 'corda_config', 'eva_config', 'fan_in_fan_out', 'loftq_config', 'lora_ga_config', 'megatron_core', 'peft_version', 'qalora_group_size'];
+const HARMLESS = [
+  'auto_mapping',
+  'corda_config',
+  'eva_config',
+  'fan_in_fan_out',
+  'loftq_config',
+  'lora_ga_config',
+  'megatron_core',
+  'peft_version',
+  'qalora_group_size',
+];
 
 /** Initialisations that change the base's weights when PEFT attaches the adapter: A and B alone do not say what it computes. */
 const BASE_CHANGING = /^(pissa|olora|corda|loftq|lora_ga)/;
@@ -82,14 +92,21 @@ interface SupportedKey {
 
 /** The keys both sides have, by PEFT's name: those of the options schema that are not refused. */
 function supportedShape(): Record<string, SupportedKey> {
-  const entries = Object.entries(loraConfigSchema.shape).map(([camel, schema]): [string, SupportedKey] => [snakeCase(camel), { camel: camel as keyof ResolvedLoraConfig, schema }]);
+  const entries = Object.entries(loraConfigSchema.shape).map(([camel, schema]): [string, SupportedKey] => [
+    snakeCase(camel),
+    { camel: camel as keyof ResolvedLoraConfig, schema },
+  ]);
   return Object.fromEntries(entries.filter(([key]) => !Object.hasOwn(PEFT_DEFAULTS, key)));
 }
 
 /** A file may hold what PEFT takes and a new adapter should not have: any finite alpha; null where PEFT's default is None. */
 function fileSchema(key: string, schema: z.ZodType): z.ZodType {
   if (key === 'lora_alpha') return z.number().default(8);
-  if (key === 'alpha_pattern') return z.record(z.string(), z.number()).nullish().transform((value) => value ?? {});
+  if (key === 'alpha_pattern')
+    return z
+      .record(z.string(), z.number())
+      .nullish()
+      .transform((value) => value ?? {});
   if (key === 'rank_pattern') return z.nullish(schema).transform((value) => value ?? {});
   if (schema instanceof z.ZodOptional) return z.nullish(schema.unwrap() as z.ZodType).transform((value) => value ?? undefined);
   return schema;
@@ -124,7 +141,10 @@ function refuseVariant(key: string, value: unknown, file: string): void {
   // A key of a later PEFT: by its naming, a switched-on `use_…` or a filled-in `…_config` is another computation.
   const looksLikeVariant = (/^use_/.test(key) && value === true) || (/_config$/.test(key) && typeof value === 'object');
   if (known || looksLikeVariant) {
-    throw new LowrankError('INVALID_ADAPTER', `${file}: ${key}: found ${shown(value)}, which changes what the adapter computes and is not supported yet`);
+    throw new LowrankError(
+      'INVALID_ADAPTER',
+      `${file}: ${key}: found ${shown(value)}, which changes what the adapter computes and is not supported yet`,
+    );
   }
 }
 

@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import { parseOptions } from './parse.ts';
 
-export const generateOptionsSchema = z.strictObject({
+const generateOptionsSchema = z.strictObject({
   maxNewTokens: z.int().min(1).default(256).describe('Most tokens to add.'),
   doSample: z.boolean().default(false).describe('Draw from the distribution; false: always the most likely token.'),
   temperature: z.number().positive().max(100).default(1).describe('Below 1 sharpens the distribution, above 1 flattens it.'),

@@ -18,15 +18,23 @@ const initLoraWeights = z.union([z.boolean(), z.literal('gaussian')], {
 
 /** PEFT's LoraConfig: names in camelCase, values and defaults PEFT's own except taskType. */
 export const loraConfigSchema = z.strictObject({
-  peftType: z.literal('LORA', { error: "'LORA' (the other methods of PEFT are not supported yet)" }).default('LORA').describe('The method.'),
+  peftType: z
+    .literal('LORA', { error: "'LORA' (the other methods of PEFT are not supported yet)" })
+    .default('LORA')
+    .describe('The method.'),
   taskType: z.literal('CAUSAL_LM').nullable().default('CAUSAL_LM').describe('What the model is for; null: not said, as in PEFT.'),
   r: rank.default(8).describe('Rank of the update: A is [r, in], B is [out, r].'),
   loraAlpha: z.number().positive().default(8).describe('The update is scaled by alpha / r, with rsLoRA by alpha / sqrt(r).'),
   targetModules: z
     .union([z.array(text).min(1), text])
     .optional()
-    .describe("Modules that get an update: a list of names or ends of names, a regular expression for the whole name, or 'all-linear'; left out: the family's default in PEFT."),
-  excludeModules: z.union([texts, text]).optional().describe('Modules left out of targetModules: a list of names, or a regular expression.'),
+    .describe(
+      "Modules that get an update: a list of names or ends of names, a regular expression for the whole name, or 'all-linear'; left out: the family's default in PEFT.",
+    ),
+  excludeModules: z
+    .union([texts, text])
+    .optional()
+    .describe('Modules left out of targetModules: a list of names, or a regular expression.'),
   loraDropout: z.number().min(0).lt(1).default(0).describe("Share of the update's inputs dropped in training."),
   bias: z.enum(['none', 'all', 'lora_only']).default('none').describe("Which of the base's biases are trained."),
   useRslora: z.boolean().default(false).describe('Rank-stabilised scale, alpha / sqrt(r) (arXiv:2312.03732).'),
@@ -34,10 +42,15 @@ export const loraConfigSchema = z.strictObject({
     .union([z.int().min(0), z.array(z.int().min(0)).min(1)])
     .optional()
     .describe('Numbers of the layers that get an update; left out: all.'),
-  layersPattern: z.union([texts, text]).optional().describe("Name of the list of layers, where layersToTransform is given and it is not 'layers'."),
+  layersPattern: z
+    .union([texts, text])
+    .optional()
+    .describe("Name of the list of layers, where layersToTransform is given and it is not 'layers'."),
   rankPattern: z.record(text, rank).default({}).describe('Other ranks for some modules, by name or regular expression.'),
   alphaPattern: z.record(text, z.number().positive()).default({}).describe('Other alphas for some modules, by name or regular expression.'),
-  initLoraWeights: initLoraWeights.default(true).describe("true: A uniform (Kaiming), B zero; 'gaussian': A normal with deviation 1 / r, B zero; false: both random, for tests."),
+  initLoraWeights: initLoraWeights
+    .default(true)
+    .describe("true: A uniform (Kaiming), B zero; 'gaussian': A normal with deviation 1 / r, B zero; false: both random, for tests."),
   modulesToSave: texts.optional().describe('Modules trained and saved whole beside the updates, such as embed_tokens or lm_head.'),
   inferenceMode: z.boolean().default(false).describe('Loaded for use, not for training.'),
   baseModelNameOrPath: z.string().optional().describe('The base model, as written into adapter_config.json.'),

@@ -103,7 +103,12 @@ function objectShape(schema: z.ZodType): Record<string, z.ZodType> | undefined {
   if (schema instanceof z.ZodUnion) {
     return schema.options.map((option) => objectShape(option as z.ZodType)).find((shape) => shape !== undefined);
   }
-  if (schema instanceof z.ZodOptional || schema instanceof z.ZodDefault || schema instanceof z.ZodPrefault || schema instanceof z.ZodNullable) {
+  if (
+    schema instanceof z.ZodOptional ||
+    schema instanceof z.ZodDefault ||
+    schema instanceof z.ZodPrefault ||
+    schema instanceof z.ZodNullable
+  ) {
     return objectShape(schema.unwrap() as z.ZodType);
   }
   return undefined;

@@ -1,8 +1,8 @@
 import { z } from 'zod';
 import { LowrankError, shown } from '../errors.ts';
+import type { CausalLM } from '../model/causal_lm.ts';
 import type { TrainerCallback } from '../train/callbacks.ts';
 import { type DataSource, isDataSource } from './data_source.ts';
-import type { CausalLM } from '../model/causal_lm.ts';
 import { type LoraConfig, loraConfigSchema, parseLoraConfig, type ResolvedLoraConfig } from './lora_config.ts';
 import { parseOptions } from './parse.ts';
 import { type ResolvedTrainingArguments, type TrainingArguments, trainingArgumentsSchema } from './training_arguments.ts';
@@ -10,17 +10,29 @@ import { type ResolvedTrainingArguments, type TrainingArguments, trainingArgumen
 /** What LoRA is where peftConfig is left out. */
 const DEFAULT_PEFT_CONFIG: LoraConfig = { r: 16, loraAlpha: 32, targetModules: 'all-linear' };
 
-const callbackNames = ['onTrainBegin', 'onEpochBegin', 'onStepBegin', 'onStepEnd', 'onLog', 'onEvaluate', 'onSave', 'onEpochEnd', 'onTrainEnd'] as const;
-const callback = z.custom<TrainerCallback>(
-  (value) => isObject(value) && callbackNames.some((name) => typeof value[name] === 'function'),
-  { error: `an object with some of the functions ${callbackNames.join(', ')}` },
-);
+const callbackNames = [
+  'onTrainBegin',
+  'onEpochBegin',
+  'onStepBegin',
+  'onStepEnd',
+  'onLog',
+  'onEvaluate',
+  'onSave',
+  'onEpochEnd',
+  'onTrainEnd',
+] as const;
+const callback = z.custom<TrainerCallback>((value) => isObject(value) && callbackNames.some((name) => typeof value[name] === 'function'), {
+  error: `an object with some of the functions ${callbackNames.join(', ')}`,
+});
 const dataSource = z.custom<DataSource>(isDataSource, { error: 'a file, a glob, an array of rows, an async iterable or a Dataset' });
 
 const trainerOptionsSchema = z.strictObject({
-  model: z.custom<string | CausalLM>((value) => (typeof value === 'string' ? value !== '' : isObject(value) && typeof value.generate === 'function'), {
-    error: 'a hub id, a folder, a .gguf file, a CausalLM or a PeftModel',
-  }),
+  model: z.custom<string | CausalLM>(
+    (value) => (typeof value === 'string' ? value !== '' : isObject(value) && typeof value.generate === 'function'),
+    {
+      error: 'a hub id, a folder, a .gguf file, a CausalLM or a PeftModel',
+    },
+  ),
   trainDataset: dataSource,
   evalDataset: dataSource.optional(),
   peftConfig: loraConfigSchema.optional(),
@@ -65,7 +77,8 @@ export interface ResolvedTrainerOptions {
  * @throws UNKNOWN_OPTION, INVALID_OPTION, UNSUPPORTED_QUANTIZATION
  */
 export function parseTrainerOptions(options: unknown): ResolvedTrainerOptions {
-  if (isObject(options) && options.peftConfig === null) refuse('peftConfig', null, 'a LoraConfig or nothing (full fine-tuning is not available yet)');
+  if (isObject(options) && options.peftConfig === null)
+    refuse('peftConfig', null, 'a LoraConfig or nothing (full fine-tuning is not available yet)');
   const parsed = parseOptions(trainerOptionsSchema, options, '');
   if (parsed.quantizationConfig !== undefined && parsed.quantizationConfig !== null) refuseQuantization();
   checkCombinations(parsed.args, parsed.evalDataset !== undefined);
@@ -103,11 +116,19 @@ function checkCombinations(args: ResolvedTrainingArguments, hasEvalDataset: bool
   if (args.saveStrategy === 'best' && !evaluates) refuse('args.saveStrategy', 'best', "args.evalStrategy 'steps' or 'epoch' beside it");
   if (!args.loadBestModelAtEnd || args.saveStrategy === 'best') return;
   if (!evaluates || args.saveStrategy !== args.evalStrategy) {
-    refuse('args.loadBestModelAtEnd', true, `args.evalStrategy and args.saveStrategy to be the same (they are '${args.evalStrategy}' and '${args.saveStrategy}')`);
+    refuse(
+      'args.loadBestModelAtEnd',
+      true,
+      `args.evalStrategy and args.saveStrategy to be the same (they are '${args.evalStrategy}' and '${args.saveStrategy}')`,
+    );
   }
   const evalSteps = args.evalSteps ?? args.loggingSteps;
   if (args.saveStrategy === 'steps' && !isMultiple(args.saveSteps, evalSteps)) {
-    refuse('args.saveSteps', args.saveSteps, `a multiple of args.evalSteps (${evalSteps}), because the best checkpoint is to be loaded at the end`);
+    refuse(
+      'args.saveSteps',
+      args.saveSteps,
+      `a multiple of args.evalSteps (${evalSteps}), because the best checkpoint is to be loaded at the end`,
+    );
   }
 }
 

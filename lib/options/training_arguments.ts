@@ -5,13 +5,25 @@ const text = z.string().min(1);
 const count = z.int().min(1);
 const flag = z.boolean();
 /** Every so many steps; below 1: that share of all steps, as in Transformers. */
-const interval = z.number().positive().refine((value) => value < 1 || Number.isInteger(value), { error: 'an integer, or a share of all steps below 1' });
+const interval = z
+  .number()
+  .positive()
+  .refine((value) => value < 1 || Number.isInteger(value), { error: 'an integer, or a share of all steps below 1' });
 
-export const OPTIMIZERS = ['adamw_torch', 'adamw_torch_fused'] as const;
-export const SCHEDULERS = ['linear', 'cosine', 'cosine_with_restarts', 'polynomial', 'constant', 'constant_with_warmup', 'inverse_sqrt'] as const;
+const OPTIMIZERS = ['adamw_torch', 'adamw_torch_fused'] as const;
+export const SCHEDULERS = [
+  'linear',
+  'cosine',
+  'cosine_with_restarts',
+  'polynomial',
+  'constant',
+  'constant_with_warmup',
+  'inverse_sqrt',
+] as const;
 
 const optim = z.enum(OPTIMIZERS, {
-  error: () => `${OPTIMIZERS.map((name) => `'${name}'`).join(' or ')} (32-bit AdamW; other optimizers, 8-bit and paged ones among them, are not available yet)`,
+  error: () =>
+    `${OPTIMIZERS.map((name) => `'${name}'`).join(' or ')} (32-bit AdamW; other optimizers, 8-bit and paged ones among them, are not available yet)`,
 });
 
 /** TrainingArguments: Transformers' and TRL's names in camelCase, and their values and defaults, except where the text says otherwise. */
@@ -42,7 +54,7 @@ export const trainingArgumentsSchema = z.strictObject({
   warmupRatio: z.number().min(0).max(1).default(0).describe('Share of all steps in which the learning rate rises from 0.'),
   warmupSteps: z.number().min(0).default(0).describe('Steps of warm-up in place of warmupRatio; below 1: a share of all steps.'),
   weightDecay: z.number().min(0).default(0).describe('Decoupled weight decay; biases and norms have none.'),
-  maxGradNorm: z.number().min(0).default(1).describe("Gradients are scaled down to this norm; 0: never."),
+  maxGradNorm: z.number().min(0).default(1).describe('Gradients are scaled down to this norm; 0: never.'),
   optim: optim.default('adamw_torch').describe('The optimizer.'),
   adamBeta1: z.number().min(0).lt(1).default(0.9).describe('Decay of the first moment.'),
   adamBeta2: z.number().min(0).lt(1).default(0.999).describe('Decay of the second moment.'),
@@ -83,14 +95,18 @@ export const trainingArgumentsSchema = z.strictObject({
     .union([flag, text], { error: 'true, false or the folder of a checkpoint' })
     .optional()
     .describe("Continue from a checkpoint, bit for bit; true: outputDir's newest whole one."),
-  resumeIgnoreMismatch: flag.default(false).describe('Continue though data, base model, adapter, batch or length are others than the checkpoint was made with.'),
+  resumeIgnoreMismatch: flag
+    .default(false)
+    .describe('Continue though data, base model, adapter, batch or length are others than the checkpoint was made with.'),
 
   bf16: z
     .union([flag, z.literal('auto')], { error: "true, false or 'auto'" })
     .default('auto')
     .describe('Compute in bfloat16 where the device does; the CPU computes in fp32.'),
   fp16: z.literal(false, { error: "false (fp16 is not available; bf16 is 'auto')" }).default(false).describe('Not available.'),
-  gradientCheckpointing: flag.default(false).describe("Recompute each layer's activations in the backward pass: less memory, a third more work."),
+  gradientCheckpointing: flag
+    .default(false)
+    .describe("Recompute each layer's activations in the backward pass: less memory, a third more work."),
   neftuneNoiseAlpha: z
     .union([z.literal(0), z.null()], { error: 'nothing (NEFTune is not available yet)' })
     .optional()

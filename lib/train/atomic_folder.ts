@@ -36,7 +36,12 @@ export async function writeFolder(target: string, write: (folder: string) => Pro
  *
  * @throws IO_ERROR naming the file; the former files are then back in place.
  */
-export async function writeIntoFolder(target: string, mark: string, write: (folder: string) => Promise<void>, files: FileSystem = nodeFiles): Promise<void> {
+export async function writeIntoFolder(
+  target: string,
+  mark: string,
+  write: (folder: string) => Promise<void>,
+  files: FileSystem = nodeFiles,
+): Promise<void> {
   const fresh = hiddenName(join(target, mark), 'new');
   const former = hiddenName(join(target, mark), 'was');
   try {

@@ -28,7 +28,11 @@ export interface TrainingStep {
   skipped: boolean;
 }
 
-type Event<Extra extends unknown[] = []> = (state: Readonly<TrainerState>, control: TrainerControl, ...extra: Extra) => void | Promise<void>;
+type Event<Extra extends unknown[] = []> = (
+  state: Readonly<TrainerState>,
+  control: TrainerControl,
+  ...extra: Extra
+) => void | Promise<void>;
 
 /** Functions called while training; the training waits for them. Named and timed as in Transformers' TrainerCallback. */
 export interface TrainerCallback {

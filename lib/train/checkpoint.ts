@@ -4,14 +4,14 @@ import { LowrankError } from '../errors.ts';
 import { deleteFolder, writeFolder } from './atomic_folder.ts';
 import { checksum, type FileSystem, hasCode, ioError, listFiles, nodeFiles, writeFileSynced } from './file_system.ts';
 import { type Fingerprint, hashJson } from './fingerprint.ts';
-import { fromDiskEntry, toDiskEntry, type TrainerState } from './trainer_state.ts';
+import { fromDiskEntry, type TrainerState, toDiskEntry } from './trainer_state.ts';
 
 // checkpoint-N/    the adapter's folder as PEFT writes it, and
 //   optimizer.safetensors    AdamW's moments
 //   trainer_state.json       Transformers' keys
 //   lowrank_state.json       what a resume needs beside them, and the checksums of all files; written last
 
-export const TRAINER_STATE = 'trainer_state.json';
+const TRAINER_STATE = 'trainer_state.json';
 const LOWRANK_STATE = 'lowrank_state.json';
 const FORMAT = 1;
 const CHECKPOINT_NAME = /^checkpoint-(\d+)$/;
@@ -130,8 +130,14 @@ export class CheckpointStore {
         warn(error.message);
       }
     }
-    if (damage) throw new LowrankError('CHECKPOINT_CORRUPT', `every checkpoint in ${this.outputDir} is damaged; ${damage.message}`, { cause: damage });
-    throw new LowrankError('FILE_NOT_FOUND', `args.resumeFromCheckpoint: there is no checkpoint in ${this.outputDir}; leave the option out to start from the beginning`);
+    if (damage)
+      throw new LowrankError('CHECKPOINT_CORRUPT', `every checkpoint in ${this.outputDir} is damaged; ${damage.message}`, {
+        cause: damage,
+      });
+    throw new LowrankError(
+      'FILE_NOT_FOUND',
+      `args.resumeFromCheckpoint: there is no checkpoint in ${this.outputDir}; leave the option out to start from the beginning`,
+    );
   }
 
   /**
@@ -154,7 +160,8 @@ export class CheckpointStore {
       const logHistory = history.data.log_history.map(fromDiskEntry);
       return { folder, state: { ...record.state, logHistory }, position: record.position, fingerprint: record.fingerprint };
     } catch (error) {
-      if (hasCode(error, 'ENOENT', 'ENOTDIR')) throw new LowrankError('FILE_NOT_FOUND', `the checkpoint ${folder} does not exist`, { cause: error });
+      if (hasCode(error, 'ENOENT', 'ENOTDIR'))
+        throw new LowrankError('FILE_NOT_FOUND', `the checkpoint ${folder} does not exist`, { cause: error });
       throw ioError('reading', folder, error);
     }
   }
@@ -171,7 +178,14 @@ export class CheckpointStore {
     const { logHistory: _, ...state } = record.state;
     // Checkpoints are ordered by this, so two never have the same.
     this.#lastSavedAt = Math.max(Date.now(), this.#lastSavedAt + 1);
-    const content = { format: FORMAT, savedAt: this.#lastSavedAt, state, position: record.position, fingerprint: record.fingerprint, files: Object.fromEntries(sums) };
+    const content = {
+      format: FORMAT,
+      savedAt: this.#lastSavedAt,
+      state,
+      position: record.position,
+      fingerprint: record.fingerprint,
+      files: Object.fromEntries(sums),
+    };
     return `${JSON.stringify({ ...content, sha256: hashJson(content) }, null, 2)}\n`;
   }
 

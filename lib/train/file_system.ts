@@ -1,10 +1,13 @@
+import { createHash } from 'node:crypto';
 import * as nodeFileSystem from 'node:fs/promises';
 import { join } from 'node:path';
-import { createHash } from 'node:crypto';
 import { LowrankError } from '../errors.ts';
 
 /** The calls that saving and resuming make, so that a test can let the nth one fail. node:fs/promises is one. */
-export type FileSystem = Pick<typeof nodeFileSystem, 'open' | 'mkdir' | 'readdir' | 'readFile' | 'rename' | 'rm' | 'link' | 'stat' | 'appendFile'>;
+export type FileSystem = Pick<
+  typeof nodeFileSystem,
+  'open' | 'mkdir' | 'readdir' | 'readFile' | 'rename' | 'rm' | 'link' | 'stat' | 'appendFile'
+>;
 
 export const nodeFiles: FileSystem = nodeFileSystem;
 

@@ -8,7 +8,14 @@ export type FingerprintPart = Record<string, unknown>;
 
 /** What a checkpoint was made with. Another value of the first kind would make a resumed training another training. */
 export interface Fingerprint {
-  required: { data: FingerprintPart; base: FingerprintPart; adapter: FingerprintPart; batch: FingerprintPart; length: FingerprintPart; seed: FingerprintPart };
+  required: {
+    data: FingerprintPart;
+    base: FingerprintPart;
+    adapter: FingerprintPart;
+    batch: FingerprintPart;
+    length: FingerprintPart;
+    seed: FingerprintPart;
+  };
   /** Differences here are worth a word only. */
   noted: { schedule: FingerprintPart; machine: FingerprintPart };
 }
@@ -49,7 +56,9 @@ function compareParts(then: Record<string, FingerprintPart>, now: Record<string,
   return Object.entries(now).flatMap(([part, values]) => {
     const former = then[part] ?? {};
     const keys = new Set([...Object.keys(former), ...Object.keys(values)]);
-    return [...keys].filter((key) => !same(key, former[key], values[key])).map((key) => `${part}.${key} was ${shown(former[key])} and is ${shown(values[key])}`);
+    return [...keys]
+      .filter((key) => !same(key, former[key], values[key]))
+      .map((key) => `${part}.${key} was ${shown(former[key])} and is ${shown(values[key])}`);
   });
 }
 

@@ -126,7 +126,14 @@ async function read(path: string, files: FileSystem): Promise<Owner | undefined>
   try {
     const owner = JSON.parse(await files.readFile(path, 'utf8')) as Partial<Owner> | null;
     const { pid, thread, host, started, token } = owner ?? {};
-    if (typeof pid !== 'number' || typeof thread !== 'number' || typeof host !== 'string' || typeof started !== 'string' || typeof token !== 'string') return undefined;
+    if (
+      typeof pid !== 'number' ||
+      typeof thread !== 'number' ||
+      typeof host !== 'string' ||
+      typeof started !== 'string' ||
+      typeof token !== 'string'
+    )
+      return undefined;
     return { pid, thread, host, started, token };
   } catch (error) {
     if (hasCode(error, 'ENOENT') || error instanceof SyntaxError) return undefined;

@@ -1,5 +1,5 @@
-import type { ResolvedTrainingArguments } from '../options/training_arguments.ts';
 import { LowrankError } from '../errors.ts';
+import type { ResolvedTrainingArguments } from '../options/training_arguments.ts';
 import { notify, type TrainerCallback, type TrainerControl } from './callbacks.ts';
 import type { CheckpointStore, DataPosition } from './checkpoint.ts';
 import type { EvaluationMetrics } from './evaluation.ts';
@@ -88,7 +88,11 @@ export class Milestones {
   /** Evaluates and logs; true when it is the best so far. Left off, and not logged, when the training is to stop. */
   async evaluate(): Promise<boolean> {
     const { evaluation, callbacks, state, stop } = this.#context;
-    if (!evaluation) throw new LowrankError('INVALID_OPTION', 'evalDataset: found nothing, expected data to evaluate on, because an evaluation was asked for');
+    if (!evaluation)
+      throw new LowrankError(
+        'INVALID_OPTION',
+        'evalDataset: found nothing, expected data to evaluate on, because an evaluation was asked for',
+      );
     const start = performance.now();
     const metrics = await evaluation.run(() => stop.reason !== undefined);
     if (metrics === undefined) return false;
@@ -120,7 +124,12 @@ export class Milestones {
     const folder = checkpoints.folder(state.globalStep);
     if (this.#savedStep === state.globalStep) return folder;
     if (state.bestGlobalStep === state.globalStep) state.bestModelCheckpoint = folder;
-    const extras = { loggingSteps: this.#intervals.logging, evalSteps: this.#intervals.evaluation, saveSteps: this.#intervals.saving, trainBatchSize: args.perDeviceTrainBatchSize };
+    const extras = {
+      loggingSteps: this.#intervals.logging,
+      evalSteps: this.#intervals.evaluation,
+      saveSteps: this.#intervals.saving,
+      trainBatchSize: args.perDeviceTrainBatchSize,
+    };
     await this.#tolerate(async () => {
       await checkpoints.save({ state, position, fingerprint }, extras, async (target) => {
         await trainable.saveWeights(target);

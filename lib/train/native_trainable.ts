@@ -2,7 +2,16 @@ import { join } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
 import { LowrankError } from '../errors.ts';
 import type { PeftModel } from '../model/peft_model.ts';
-import { call, type NativeAdamW, type NativeLoss, type NativeModel, type NativeSession, type NativeTensorData, type NativeTrainBatch, native } from '../native.ts';
+import {
+  call,
+  type NativeAdamW,
+  type NativeLoss,
+  type NativeModel,
+  type NativeSession,
+  type NativeTensorData,
+  type NativeTrainBatch,
+  native,
+} from '../native.ts';
 import { type FingerprintPart, hashJson, PROBE } from './fingerprint.ts';
 import type { Trainable } from './trainable.ts';
 
@@ -84,11 +93,13 @@ export class NativeTrainable implements Trainable {
     const file = call(() => native().openTensorFile(path));
     try {
       const step = Number(file.metadata().step);
-      if (!Number.isSafeInteger(step) || step < 0) throw new LowrankError('CHECKPOINT_CORRUPT', `${path}: found step ${file.metadata().step}, expected the number of updates`);
+      if (!Number.isSafeInteger(step) || step < 0)
+        throw new LowrankError('CHECKPOINT_CORRUPT', `${path}: found step ${file.metadata().step}, expected the number of updates`);
       const present = new Set(file.tensors().map((tensor) => tensor.name));
       await this.#peft.core.run(async () => {
         await this.#eachParameter(({ name }) => {
-          if (!present.has(`m.${name}`) || !present.has(`v.${name}`)) throw new LowrankError('CHECKPOINT_CORRUPT', `${path} has no moments of ${name}`);
+          if (!present.has(`m.${name}`) || !present.has(`v.${name}`))
+            throw new LowrankError('CHECKPOINT_CORRUPT', `${path} has no moments of ${name}`);
           this.#session.writeOptimizer(name, file.read(`m.${name}`), file.read(`v.${name}`));
         });
         this.#session.optimizerStep = step;
@@ -132,10 +143,16 @@ export class NativeTrainable implements Trainable {
 export function trainedAdapter(peft: PeftModel): string {
   const [adapter, ...others] = peft.activeAdapters;
   if (adapter === undefined || others.length > 0) {
-    throw new LowrankError('INVALID_OPTION', `model: found a PeftModel with ${others.length === 0 ? 'no active adapter' : `the active adapters ${peft.activeAdapters.join(', ')}`}, expected exactly one (setAdapter)`);
+    throw new LowrankError(
+      'INVALID_OPTION',
+      `model: found a PeftModel with ${others.length === 0 ? 'no active adapter' : `the active adapters ${peft.activeAdapters.join(', ')}`}, expected exactly one (setAdapter)`,
+    );
   }
   if (peft.trainableNames().length === 0) {
-    throw new LowrankError('INVALID_OPTION', `model: found the adapter '${adapter}' loaded for use only, expected one loaded with isTrainable: true`);
+    throw new LowrankError(
+      'INVALID_OPTION',
+      `model: found the adapter '${adapter}' loaded for use only, expected one loaded with isTrainable: true`,
+    );
   }
   return adapter;
 }

@@ -55,7 +55,8 @@ class Clock {
     const now = performance.now();
     const seconds = (now - this.#lastStep) / 1000;
     this.#lastStep = now;
-    this.#secondsPerStep = this.#secondsPerStep === undefined ? seconds : this.#secondsPerStep + NEW_STEP_WEIGHT * (seconds - this.#secondsPerStep);
+    this.#secondsPerStep =
+      this.#secondsPerStep === undefined ? seconds : this.#secondsPerStep + NEW_STEP_WEIGHT * (seconds - this.#secondsPerStep);
   }
 
   left(steps: number): string {

@@ -21,7 +21,10 @@ export function planSteps(units: number, args: BatchArguments & { maxSteps: numb
   const size = args.perDeviceTrainBatchSize;
   const microBatchesPerEpoch = args.dataloaderDropLast ? Math.floor(units / size) : Math.ceil(units / size);
   if (microBatchesPerEpoch === 0) {
-    throw new LowrankError('INVALID_DATASET', `trainDataset: found ${units} row${units === 1 ? '' : 's'}, expected at least ${args.dataloaderDropLast ? `a micro-batch of ${size}` : 'one'}`);
+    throw new LowrankError(
+      'INVALID_DATASET',
+      `trainDataset: found ${units} row${units === 1 ? '' : 's'}, expected at least ${args.dataloaderDropLast ? `a micro-batch of ${size}` : 'one'}`,
+    );
   }
   const stepsPerEpoch = Math.ceil(microBatchesPerEpoch / args.gradientAccumulationSteps);
   const totalSteps = args.maxSteps > 0 ? args.maxSteps : Math.ceil(args.numTrainEpochs * stepsPerEpoch);
@@ -33,7 +36,10 @@ export function microBatches(order: ArrayLike<number>, step: number, plan: StepP
   const first = step * args.gradientAccumulationSteps;
   const last = Math.min(first + args.gradientAccumulationSteps, plan.microBatchesPerEpoch);
   const size = args.perDeviceTrainBatchSize;
-  return Array.from({ length: last - first }, (_, index) => Array.prototype.slice.call(order, (first + index) * size, (first + index + 1) * size) as number[]);
+  return Array.from(
+    { length: last - first },
+    (_, index) => Array.prototype.slice.call(order, (first + index) * size, (first + index + 1) * size) as number[],
+  );
 }
 
 /** An interval given in steps, or below 1 as a share of all steps, in steps. */

@@ -73,9 +73,15 @@ export class LoraTrainer {
       const { args, callbacks, signal } = this.#options;
       const prepared = await this.#prepare();
       this.#announce(prepared);
-      const trainable = await NativeTrainable.create(prepared.peft, { maxTokens: prepared.maxTokens, checkpointing: args.gradientCheckpointing });
+      const trainable = await NativeTrainable.create(prepared.peft, {
+        maxTokens: prepared.maxTokens,
+        checkpointing: args.gradientCheckpointing,
+      });
       try {
-        const evaluation = prepared.held && { rows: prepared.held.units, run: (isStopped: () => boolean) => this.#evaluate(prepared, isStopped) };
+        const evaluation = prepared.held && {
+          rows: prepared.held.units,
+          run: (isStopped: () => boolean) => this.#evaluate(prepared, isStopped),
+        };
         return yield* runTraining({ args, callbacks, signal, trainable, data: prepared.train, evaluation, progress: this.#progress });
       } finally {
         trainable.dispose();
@@ -158,7 +164,9 @@ export class LoraTrainer {
     const isReady = source instanceof Dataset && source.stats().longest <= maxSeqLength;
     const tokenizer = peft.core.hasTokenizer ? peft.tokenizer : undefined;
     const onWarning = (message: string) => this.#progress.warn(`${name}: ${message}`);
-    const dataset = isReady ? source : await loadDataset(source, { tokenizer, maxSeqLength, onBadRow, completionOnlyLoss, truncation, onWarning, signal });
+    const dataset = isReady
+      ? source
+      : await loadDataset(source, { tokenizer, maxSeqLength, onBadRow, completionOnlyLoss, truncation, onWarning, signal });
     return await UnitData.from(dataset, packInto, name);
   }
 

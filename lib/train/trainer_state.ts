@@ -67,9 +67,13 @@ export function meanLoss({ sum, steps }: LossSum): number {
 
 /** A log entry with Transformers' names, as trainer_state.json and log.jsonl hold it. */
 export function toDiskEntry(entry: LogEntry): Record<string, unknown> {
-  return Object.fromEntries(Object.entries(entry).map(([key, value]) => [key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`), value]));
+  return Object.fromEntries(
+    Object.entries(entry).map(([key, value]) => [key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`), value]),
+  );
 }
 
 export function fromDiskEntry(entry: Record<string, unknown>): LogEntry {
-  return Object.fromEntries(Object.entries(entry).map(([key, value]) => [key.replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase()), value])) as unknown as LogEntry;
+  return Object.fromEntries(
+    Object.entries(entry).map(([key, value]) => [key.replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase()), value]),
+  ) as unknown as LogEntry;
 }

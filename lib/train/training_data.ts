@@ -34,7 +34,13 @@ export class UnitData implements TrainingData {
   readonly #units: readonly (readonly number[])[];
   readonly #lengths: readonly number[];
 
-  private constructor(rows: RowList, units: readonly (readonly number[])[], lengths: readonly number[], summary: DataSummary, sha256: string) {
+  private constructor(
+    rows: RowList,
+    units: readonly (readonly number[])[],
+    lengths: readonly number[],
+    summary: DataSummary,
+    sha256: string,
+  ) {
     this.#rows = rows;
     this.#units = units;
     this.#lengths = lengths;
@@ -65,9 +71,20 @@ export class UnitData implements TrainingData {
       summary.supervised += supervised;
     }
     summary.rows = used.length;
-    if (used.length === 0) throw new LowrankError('INVALID_DATASET', `${name}: ${rows.length === 0 ? 'there are no rows' : `none of the ${rows.length} rows has a token to learn from`}`);
+    if (used.length === 0)
+      throw new LowrankError(
+        'INVALID_DATASET',
+        `${name}: ${rows.length === 0 ? 'there are no rows' : `none of the ${rows.length} rows has a token to learn from`}`,
+      );
     const sha256 = await hashRows(pick(rows, used));
-    if (packInto === undefined) return new UnitData(rows, used.map((index) => [index]), lengths, summary, sha256);
+    if (packInto === undefined)
+      return new UnitData(
+        rows,
+        used.map((index) => [index]),
+        lengths,
+        summary,
+        sha256,
+      );
     const groups = packLengths(lengths, packInto);
     const units = groups.map((group) => group.map((place) => used[place] as number));
     const unitLengths = groups.map((group) => group.reduce((sum, place) => sum + (lengths[place] as number), 0));

@@ -40,7 +40,13 @@ export class TrainingLoop {
   stopFolder: string | undefined;
   readonly #context: LoopContext;
   readonly #schedule: ScheduleOptions;
-  readonly #control: TrainerControl = { shouldTrainingStop: false, shouldEpochStop: false, shouldSave: false, shouldEvaluate: false, shouldLog: false };
+  readonly #control: TrainerControl = {
+    shouldTrainingStop: false,
+    shouldEpochStop: false,
+    shouldSave: false,
+    shouldEvaluate: false,
+    shouldLog: false,
+  };
   #position: DataPosition;
 
   constructor(context: LoopContext) {
@@ -104,7 +110,12 @@ export class TrainingLoop {
         trainable.zeroGradients();
         return undefined;
       }
-      const loss = await trainable.accumulate(batch, { gradScale: 1 / work.supervised, seed: this.#context.args.seed, step: state.globalStep, micro });
+      const loss = await trainable.accumulate(batch, {
+        gradScale: 1 / work.supervised,
+        seed: this.#context.args.seed,
+        step: state.globalStep,
+        micro,
+      });
       nllSum += loss.nllSum;
     }
     if (stop.reason) {
@@ -179,7 +190,10 @@ export class TrainingLoop {
     const { state, progress } = this.#context;
     const what = Number.isFinite(loss) ? `the norm of the gradient is ${gradNorm}` : `the loss is ${loss}`;
     if (state.skippedInARow >= MOST_SKIPPED_IN_A_ROW) {
-      throw new LowrankError('NON_FINITE', `step ${state.globalStep}: ${what}, as something was not finite in ${MOST_SKIPPED_IN_A_ROW} steps in a row; lower args.learningRate or look at the data`);
+      throw new LowrankError(
+        'NON_FINITE',
+        `step ${state.globalStep}: ${what}, as something was not finite in ${MOST_SKIPPED_IN_A_ROW} steps in a row; lower args.learningRate or look at the data`,
+      );
     }
     progress.warn(`step ${state.globalStep}: ${what}; the step is left out (${state.skippedSteps} so far)`);
   }

@@ -94,7 +94,12 @@ interface Beginning {
 }
 
 /** The first step, or with resumeFromCheckpoint the step after the checkpoint's, weights and optimizer loaded. */
-async function beginning(request: TrainingRequest, plan: StepPlan, checkpoints: CheckpointStore, fingerprint: Fingerprint): Promise<Beginning> {
+async function beginning(
+  request: TrainingRequest,
+  plan: StepPlan,
+  checkpoints: CheckpointStore,
+  fingerprint: Fingerprint,
+): Promise<Beginning> {
   const { args, trainable, progress } = request;
   const { resumeFromCheckpoint } = args;
   const warn = (text: string) => progress.warn(text);
@@ -122,10 +127,12 @@ function positionOf(globalStep: number, plan: StepPlan): DataPosition {
 /** True when the checkpoint was made with the same; throws or warns otherwise. */
 function checkFingerprint(checkpoint: Checkpoint, now: Fingerprint, ignoreMismatch: boolean, warn: (text: string) => void): boolean {
   const { required, noted } = differences(checkpoint.fingerprint, now);
-  for (const difference of noted) warn(`since the checkpoint ${checkpoint.folder} was made, ${difference}; the numbers will not be those of an uninterrupted training`);
+  for (const difference of noted)
+    warn(`since the checkpoint ${checkpoint.folder} was made, ${difference}; the numbers will not be those of an uninterrupted training`);
   if (required.length === 0) return true;
   const text = `the checkpoint ${checkpoint.folder} belongs to another training: ${required.join('; ')}`;
-  if (!ignoreMismatch) throw new LowrankError('INVALID_OPTION', `args.resumeFromCheckpoint: ${text}; set args.resumeIgnoreMismatch to continue all the same`);
+  if (!ignoreMismatch)
+    throw new LowrankError('INVALID_OPTION', `args.resumeFromCheckpoint: ${text}; set args.resumeIgnoreMismatch to continue all the same`);
   warn(text);
   return false;
 }
@@ -150,7 +157,13 @@ async function fingerprintOf({ args, trainable, data }: TrainingRequest, plan: S
   };
 }
 
-async function finish(request: TrainingRequest, loop: TrainingLoop, state: TrainerState, before: { time: number; epoch: number; step: number }, checkpoints: CheckpointStore): Promise<void> {
+async function finish(
+  request: TrainingRequest,
+  loop: TrainingLoop,
+  state: TrainerState,
+  before: { time: number; epoch: number; step: number },
+  checkpoints: CheckpointStore,
+): Promise<void> {
   const { args, trainable, data } = request;
   const seconds = (performance.now() - before.time) / 1000;
   await loop.milestones.log({
