@@ -23,10 +23,10 @@ class Arguments {
 
   bool ok() const { return ok_; }
 
-  float* floats() { return read<ArrayView<float>>(get_floats).data; }
+  float* floats() { return present(read<ArrayView<float>>(get_floats).data); }
   // Null where the value is undefined or null.
   float* optional_floats() { return missing() ? nullptr : floats(); }
-  int32_t* ints() { return read<ArrayView<int32_t>>(get_ints).data; }
+  int32_t* ints() { return present(read<ArrayView<int32_t>>(get_ints).data); }
   double* doubles() { return elements<double>(napi_float64_array, "a Float64Array"); }
   unsigned char* bytes() { return elements<unsigned char>(napi_uint8_array, "a Uint8Array"); }
   size_t size() { return read<size_t>(get_size); }
@@ -49,6 +49,13 @@ class Arguments {
     return true;
   }
 
+  // An empty array has no address, and to the ops null is an argument left out.
+  template <class T>
+  static T* present(T* data) {
+    static T nothing{};
+    return data == nullptr ? &nothing : data;
+  }
+
   template <class T>
   T read(bool (*get)(const Napi::Value&, const char*, T*)) {
     T value{};
@@ -65,7 +72,7 @@ class Arguments {
       fail(error(Code::kInvalidOption, "a kernel's argument is not %s", expected));
       return nullptr;
     }
-    return argument.As<Napi::TypedArrayOf<T>>().Data();
+    return present(argument.As<Napi::TypedArrayOf<T>>().Data());
   }
 
   void fail(const Status& status) {
