@@ -37,7 +37,11 @@ describe('tokenizer', () => {
         references.forEach((reference, i) => {
           const [first, second] = reference.special;
           const doubled = first === tokenizer.bosId && second === tokenizer.bosId;
-          assert.deepEqual(Array.from(special[i]?.ids ?? []), doubled ? reference.special.slice(1) : reference.special, JSON.stringify(texts[i]));
+          assert.deepEqual(
+            Array.from(special[i]?.ids ?? []),
+            doubled ? reference.special.slice(1) : reference.special,
+            JSON.stringify(texts[i]),
+          );
         });
       });
 

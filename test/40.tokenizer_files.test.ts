@@ -3,8 +3,8 @@ import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { fetchSmolLm2 } from '../lib/hub/smollm2.ts';
 import { LowrankError } from '../lib/errors.ts';
+import { fetchSmolLm2 } from '../lib/hub/smollm2.ts';
 import { type GgufValue, native } from '../lib/native.ts';
 import { isSafePattern } from '../lib/tokenizer/regex_policy.ts';
 import { Tokenizer } from '../lib/tokenizer/tokenizer.ts';
@@ -100,9 +100,12 @@ describe('tokenizer files', () => {
     const built = await Tokenizer.fromGguf({ ...metadata, 'tokenizer.chat_template': '{{ messages[0].content }}' });
     await built.save(folder);
     const loaded = await Tokenizer.fromFile(folder);
-    const text = 'don\'t naïve 😀\n  x';
+    const text = "don't naïve 😀\n  x";
     assert.deepEqual(await loaded.encode(text), await built.encode(text));
-    assert.deepEqual([loaded.bosId, loaded.eosId, loaded.unkId, loaded.chatTemplate], [built.bosId, built.eosId, built.unkId, built.chatTemplate]);
+    assert.deepEqual(
+      [loaded.bosId, loaded.eosId, loaded.unkId, loaded.chatTemplate],
+      [built.bosId, built.eosId, built.unkId, built.chatTemplate],
+    );
   });
 
   describe('that are malformed or hostile', () => {
@@ -113,11 +116,20 @@ describe('tokenizer files', () => {
       'a vocabulary that is a number': [(json) => ({ ...json, model: { type: 'BPE', vocab: 7, merges: [] } }), /vocab/],
       'a negative id': [(json) => ({ ...json, model: { type: 'BPE', vocab: { a: -1 }, merges: [] } }), /-1/],
       'an id that would make a huge table': [(json) => ({ ...json, model: { type: 'BPE', vocab: { a: 4e9 }, merges: [] } }), /4000000000/],
-      'merges of unknown tokens': [(json) => ({ ...json, model: { type: 'BPE', vocab: { a: 0 }, merges: [['x', 'y']] } }), /tokenizer\.json/],
+      'merges of unknown tokens': [
+        (json) => ({ ...json, model: { type: 'BPE', vocab: { a: 0 }, merges: [['x', 'y']] } }),
+        /tokenizer\.json/,
+      ],
       'added tokens that are no list': [(json) => ({ ...json, added_tokens: { a: 1 } }), /added_tokens/],
       'an added token without content': [(json) => ({ ...json, added_tokens: [{ id: 1 }] }), /added token 0/],
-      'an evil pattern': [(json) => ({ ...json, pre_tokenizer: { type: 'Split', pattern: { Regex: '(a+)+$' }, behavior: 'Isolated', invert: false } }), /\(a\+\)\+\$/],
-      'an evil pattern in a normalizer': [(json) => ({ ...json, normalizer: { type: 'Replace', pattern: { Regex: '(x+x+)+y' }, content: '' } }), /pattern/],
+      'an evil pattern': [
+        (json) => ({ ...json, pre_tokenizer: { type: 'Split', pattern: { Regex: '(a+)+$' }, behavior: 'Isolated', invert: false } }),
+        /\(a\+\)\+\$/,
+      ],
+      'an evil pattern in a normalizer': [
+        (json) => ({ ...json, normalizer: { type: 'Replace', pattern: { Regex: '(x+x+)+y' }, content: '' } }),
+        /pattern/,
+      ],
       'an unknown charsmap': [(json) => ({ ...json, normalizer: { type: 'Precompiled', precompiled_charsmap: 'AAAA' } }), /charsmap/],
       'an unknown pre-tokenizer': [(json) => ({ ...json, pre_tokenizer: { type: 'Nope' } }), /tokenizer\.json/],
       'deep nesting': [
@@ -192,13 +204,29 @@ describe('tokenizer files', () => {
       '\\s?\\p{L}+',
     ];
     for (const pattern of published) assert.ok(isSafePattern(pattern), pattern);
-    const evil = ['(a+)+$', '(a|a)*b', '(x+x+)+y', '([a-z]+)*!', '\\s*\\s*\\s*x', 'a*a*b', '(?=a+)b', '(.)\\1', '[a', 'a)', '', 'x+$', `a${'?'.repeat(3)}b+c`];
+    const evil = [
+      '(a+)+$',
+      '(a|a)*b',
+      '(x+x+)+y',
+      '([a-z]+)*!',
+      '\\s*\\s*\\s*x',
+      'a*a*b',
+      '(?=a+)b',
+      '(.)\\1',
+      '[a',
+      'a)',
+      '',
+      'x+$',
+      `a${'?'.repeat(3)}b+c`,
+    ];
     for (const pattern of evil) assert.ok(!isSafePattern(pattern), pattern);
   });
 
   it("gives the real model's ids from its GGUF file, and never holds the event loop while it is built", async function () {
     this.timeout(600_000);
-    const metadata = native().openTensorFile(await fetchSmolLm2()).metadata();
+    const metadata = native()
+      .openTensorFile(await fetchSmolLm2())
+      .metadata();
     let longest = 0;
     let last = performance.now();
     const timer = setInterval(() => {
@@ -209,7 +237,10 @@ describe('tokenizer files', () => {
     clearInterval(timer);
     const read = async (name: string) => JSON.parse(await readFile(fixtures + name, 'utf8')) as unknown[];
     const encoded = await tokenizer.encodeBatch((await read('nasty.json')) as string[]);
-    assert.deepEqual(encoded.map(({ ids }) => Array.from(ids)), await read('smollm2-ids.json'));
+    assert.deepEqual(
+      encoded.map(({ ids }) => Array.from(ids)),
+      await read('smollm2-ids.json'),
+    );
     assert.deepEqual([tokenizer.bosId, tokenizer.eosId, tokenizer.padId, tokenizer.vocabSize], [1, 2, 2, 49152]);
     // The goal is 20 ms; a test machine that does other work at the same time gets some more.
     assert.ok(longest < 100, `held for ${longest} ms`);

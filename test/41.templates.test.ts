@@ -65,7 +65,11 @@ describe('chat templates', () => {
         assert.ok(encoded);
         assert.deepEqual(Array.from(encoded.ids), item.ids);
         const labels = labelsOfSpans(encoded.ids, encoded.offsets, rendered.spans);
-        assert.deepEqual(Array.from(labels, (label) => Number(label !== -100)), item.mask, item.conversation);
+        assert.deepEqual(
+          Array.from(labels, (label) => Number(label !== -100)),
+          item.mask,
+          item.conversation,
+        );
       }
     });
 
@@ -112,7 +116,10 @@ describe('chat templates', () => {
       for (const name of ['smollm2', 'smollm2 marked']) {
         const [rendered] = await template(source(name)).renderForTraining([{ messages, supervisedFrom: 2 }]);
         assert.ok(rendered && 'spans' in rendered);
-        assert.deepEqual(rendered.spans.map(([start, end]) => rendered.text.slice(start, end)), ['Good bye.<|im_end|>']);
+        assert.deepEqual(
+          rendered.spans.map(([start, end]) => rendered.text.slice(start, end)),
+          ['Good bye.<|im_end|>'],
+        );
       }
     });
 
@@ -136,7 +143,8 @@ describe('chat templates', () => {
 
   describe('that are hostile', () => {
     const messages = [user('hi')];
-    const grow = (step: string, rounds: number) => `{% set ns = namespace(v='aaaa', l=[1]) %}{% for i in range(${rounds}) %}{% set ${step} %}{% endfor %}{{ ns.v }}`;
+    const grow = (step: string, rounds: number) =>
+      `{% set ns = namespace(v='aaaa', l=[1]) %}{% for i in range(${rounds}) %}{% set ${step} %}{% endfor %}{{ ns.v }}`;
     const hostile: Record<string, [string, RegExp]> = {
       'that do not parse': ['{% if %}', /Unexpected token/],
       'that loop for ever': ['{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}', /more than 1 s/],
@@ -162,18 +170,24 @@ describe('chat templates', () => {
     it('leave the event loop free', async () => {
       let turns = 0;
       const timer = setInterval(() => turns++, 10);
-      await template('{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}').render({ messages }).catch(() => undefined);
+      await template('{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}')
+        .render({ messages })
+        .catch(() => undefined);
       clearInterval(timer);
       assert.ok(turns > 40, `${turns} turns of a 10 ms timer in a second`);
     });
   });
 
   it('refuses the characters that it marks with', async () => {
-    await assert.rejects(template('{{ messages[0].content }}').render({ messages: [user('a\uFDD0b')] }), failsWith('INVALID_TEMPLATE', /FDD0/));
+    await assert.rejects(
+      template('{{ messages[0].content }}').render({ messages: [user('a\uFDD0b')] }),
+      failsWith('INVALID_TEMPLATE', /FDD0/),
+    );
   });
 
   it("strips as Python does, with its argument and over Python's whitespace", async () => {
-    const strip = "{{ messages[0].content.strip('\\n') }}|{{ messages[0].content.strip() }}|{{ messages[0].content | trim }}|{{ messages[0].content.lstrip('\\n ') }}";
+    const strip =
+      "{{ messages[0].content.strip('\\n') }}|{{ messages[0].content.strip() }}|{{ messages[0].content | trim }}|{{ messages[0].content.lstrip('\\n ') }}";
     const text = await template(strip).render({ messages: [user('\n \uFEFFx\u0085\x1c \n')] });
     assert.equal(text, ' \uFEFFx\u0085\x1c |\uFEFFx|\uFEFFx|\uFEFFx\u0085\x1c \n');
   });

@@ -54,7 +54,7 @@ describe('data sets', () => {
   const chat = (...turns: string[]) => ({ messages: turns.map((content, i) => ({ role: i % 2 ? 'assistant' : 'user', content })) });
 
   describe('formats', () => {
-    it('messages: the template\'s ids, and loss on the answers with their end', async () => {
+    it("messages: the template's ids, and loss on the answers with their end", async () => {
       const row = chat('hi', 'Hello 😀!', 'bye', 'see you');
       const dataset = await load([row]);
       assert.deepEqual(Array.from(dataset.row(0).inputIds), await tokenizer.applyChatTemplate(row.messages));
@@ -89,7 +89,7 @@ describe('data sets', () => {
       const text = await plain.encode('the word is');
       assert.deepEqual(Array.from(inputIds.subarray(0, -1)), text);
       const offsets = (await plain.encodeBatch(['the word is'], { offsets: true }))[0]?.offsets as Int32Array;
-      text.forEach((id, t) => assert.equal(labels[t], (offsets[2 * t + 1] as number) > 7 ? id : -100));
+      for (const [t, id] of text.entries()) assert.equal(labels[t], (offsets[2 * t + 1] as number) > 7 ? id : -100);
     });
 
     it('text: loss on all, EOS at the end once; strings are text', async () => {
@@ -111,7 +111,15 @@ describe('data sets', () => {
     });
 
     it('ShareGPT: from and value become roles', async () => {
-      const dataset = await load([{ system: 'S', conversations: [{ from: 'human', value: 'q' }, { from: 'gpt', value: 'a' }] }]);
+      const dataset = await load([
+        {
+          system: 'S',
+          conversations: [
+            { from: 'human', value: 'q' },
+            { from: 'gpt', value: 'a' },
+          ],
+        },
+      ]);
       assert.equal(whole(dataset), '<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n');
       assert.equal(trained(dataset), 'a<|im_end|>');
     });
@@ -173,7 +181,10 @@ describe('data sets', () => {
       const frame = Buffer.concat([Buffer.from([0x28, 0xb5, 0x2f, 0xfd, 0x20, bytes.length, (bytes.length << 3) | 1, 0, 0]), bytes]);
       assert.deepEqual(await texts(await file('a.jsonl.zst', frame)), ['one']);
       await assert.rejects(load(await file('bad.jsonl.gz', 'no gzip')), failsWith('INVALID_DATASET', /bad\.jsonl\.gz/));
-      await assert.rejects(load(await file('cut.jsonl.gz', gzipSync(jsonl).subarray(0, 30))), failsWith('INVALID_DATASET', /cut\.jsonl\.gz/));
+      await assert.rejects(
+        load(await file('cut.jsonl.gz', gzipSync(jsonl).subarray(0, 30))),
+        failsWith('INVALID_DATASET', /cut\.jsonl\.gz/),
+      );
       await assert.rejects(load(await file('bad.jsonl.zst', 'no zstd at all')), failsWith('INVALID_DATASET', /bad\.jsonl\.zst/));
     });
 
@@ -206,7 +217,15 @@ describe('data sets', () => {
   });
 
   describe('bad rows', () => {
-    const lines = ['{"prompt":"a","completion":"b"}', '{"prompt":"a"', '{"prompt":"a"}', '{"text":"a"}', '{"prompt":1,"completion":"b"}', '[1]', '{"prompt":"c","completion":"d"}'];
+    const lines = [
+      '{"prompt":"a","completion":"b"}',
+      '{"prompt":"a"',
+      '{"prompt":"a"}',
+      '{"text":"a"}',
+      '{"prompt":1,"completion":"b"}',
+      '[1]',
+      '{"prompt":"c","completion":"d"}',
+    ];
 
     it('are named by file and line with what was found', async () => {
       const messages: [number, RegExp][] = [
@@ -220,15 +239,27 @@ describe('data sets', () => {
         const path = await file('bad.jsonl', `${lines[0]}\n${lines[line]}\n`);
         await assert.rejects(load(path), failsWith('INVALID_DATASET', pattern));
       }
-      await assert.rejects(load(await file('bad.json', '[\n{"text":"a"},\n\n{"text":\n5}]')), failsWith('INVALID_DATASET', /bad\.json:4: text is 5/));
-      await assert.rejects(load(await file('open.json', '[{"text":"a"}')), failsWith('INVALID_DATASET', /open\.json:1: the list is not closed/));
+      await assert.rejects(
+        load(await file('bad.json', '[\n{"text":"a"},\n\n{"text":\n5}]')),
+        failsWith('INVALID_DATASET', /bad\.json:4: text is 5/),
+      );
+      await assert.rejects(
+        load(await file('open.json', '[{"text":"a"}')),
+        failsWith('INVALID_DATASET', /open\.json:1: the list is not closed/),
+      );
       await assert.rejects(load(await file('odd.csv', 'text,b\n1,2\n"x')), failsWith('INVALID_DATASET', /odd\.csv:3/));
-      await assert.rejects(load(await file('latin.jsonl', Buffer.from([0x7b, 0xe9, 0x7d]))), failsWith('INVALID_DATASET', /latin\.jsonl:1: not UTF-8/));
+      await assert.rejects(
+        load(await file('latin.jsonl', Buffer.from([0x7b, 0xe9, 0x7d]))),
+        failsWith('INVALID_DATASET', /latin\.jsonl:1: not UTF-8/),
+      );
       await assert.rejects(load([{ text: 'a' }, null]), failsWith('INVALID_DATASET', /row 1: found null/));
     });
 
     it('with keys that fit no format tell the shapes that are known', async () => {
-      await assert.rejects(load([{ question: 'x', answer: 'y' }]), failsWith('INVALID_DATASET', /row 0: found keys "question", "answer"; expected one of .*\{ prompt, completion \}.*mapping/));
+      await assert.rejects(
+        load([{ question: 'x', answer: 'y' }]),
+        failsWith('INVALID_DATASET', /row 0: found keys "question", "answer"; expected one of .*\{ prompt, completion \}.*mapping/),
+      );
       await assert.rejects(load([{ a: 1 }], { mapping: { text: 'b' } }), failsWith('INVALID_DATASET', /mapping takes text from "b"/));
     });
 
@@ -242,8 +273,17 @@ describe('data sets', () => {
 
     it('of conversations that the template refuses are named too', async () => {
       const { messages } = chat('a', 'b');
-      const rows = [{ messages }, { messages: [{ role: 'user', content: { no: 'text' } }] }, { messages: [] }, { messages: [{ content: 'x' }] }];
-      for (const [i, pattern] of [[1, /content is/], [2, /messages is \[\]/], [3, /messages\[0\]/]] as [number, RegExp][]) {
+      const rows = [
+        { messages },
+        { messages: [{ role: 'user', content: { no: 'text' } }] },
+        { messages: [] },
+        { messages: [{ content: 'x' }] },
+      ];
+      for (const [i, pattern] of [
+        [1, /content is/],
+        [2, /messages is \[\]/],
+        [3, /messages\[0\]/],
+      ] as [number, RegExp][]) {
         await assert.rejects(load([rows[0], rows[i]]), failsWith('INVALID_DATASET', pattern));
       }
       await assert.rejects(load([{ messages: [{ role: 'user' }] }]), failsWith('INVALID_TEMPLATE', /row 0: the chat template failed/));
@@ -342,16 +382,30 @@ describe('data sets', () => {
     const dataset = await load([chat('hi', 'é😀')]);
     const lines = dataset.explain(0).split('\n');
     assert.match(lines[0] as string, /^\d+ tokens, \d+ trained on/);
-    assert.equal(lines.filter((line) => line.startsWith('▸')).map((line) => line.slice(2).replaceAll('¦', '')).join(), 'é😀<|im_end|>');
+    assert.equal(
+      lines
+        .filter((line) => line.startsWith('▸'))
+        .map((line) => line.slice(2).replaceAll('¦', ''))
+        .join(),
+      'é😀<|im_end|>',
+    );
     assert.throws(() => dataset.explain(1), failsWith('INVALID_OPTION', /row 1 does not exist/));
   });
 
   describe('order, split and packing', () => {
     it('permutation depends on seed and epoch alone', () => {
       const order = permutation(1000, 7, 3);
-      assert.deepEqual(Array.from(order).sort((a, b) => a - b), Array.from({ length: 1000 }, (_, i) => i));
+      assert.deepEqual(
+        Array.from(order).sort((a, b) => a - b),
+        Array.from({ length: 1000 }, (_, i) => i),
+      );
       assert.deepEqual(order, permutation(1000, 7, 3));
-      for (const [seed, epoch] of [[7, 4], [8, 3], [7 + 2 ** 32, 3]] as const) assert.notDeepEqual(order, permutation(1000, seed, epoch));
+      for (const [seed, epoch] of [
+        [7, 4],
+        [8, 3],
+        [7 + 2 ** 32, 3],
+      ] as const)
+        assert.notDeepEqual(order, permutation(1000, seed, epoch));
       assert.deepEqual([permutation(0, 1, 1).length, permutation(1, 1, 1)[0]], [0, 0]);
       // Every place is as likely as any other: chi-squared of where row 0 goes, 7 degrees of freedom, far beyond the 99.9th percentile (24.3).
       const counts = new Array<number>(8).fill(0);
@@ -365,10 +419,14 @@ describe('data sets', () => {
       const ids = (part: Dataset) => Array.from({ length: part.length }, (_, i) => part.row(i).inputIds[0] as number);
       const { train, test } = splitDataset(dataset, { testSize: 0.25, seed: 1 });
       assert.deepEqual([train.length, test.length], [15, 5]);
-      assert.deepEqual([...ids(train), ...ids(test)].sort((a, b) => a - b), Array.from({ length: 20 }, (_, i) => i));
+      assert.deepEqual(
+        [...ids(train), ...ids(test)].sort((a, b) => a - b),
+        Array.from({ length: 20 }, (_, i) => i),
+      );
       assert.deepEqual(ids(splitDataset(dataset, { testSize: 5, seed: 1 }).test), ids(test));
       assert.notDeepEqual(ids(splitDataset(dataset, { testSize: 5, seed: 2 }).test), ids(test));
-      for (const testSize of [0, 20, -1, 0.5001 * 100]) assert.throws(() => splitDataset(dataset, { testSize, seed: 1 }), failsWith('INVALID_OPTION', /testSize/));
+      for (const testSize of [0, 20, -1, 0.5001 * 100])
+        assert.throws(() => splitDataset(dataset, { testSize, seed: 1 }), failsWith('INVALID_OPTION', /testSize/));
     });
 
     it('packing fills groups without cutting a row', () => {
@@ -376,9 +434,16 @@ describe('data sets', () => {
       const seed = Math.floor(Math.random() * 1e6);
       const lengths = Array.from(permutation(2000, seed, 0), (value) => 1 + (value % 700));
       const groups = packLengths(lengths, 700);
-      assert.deepEqual(groups.flat().sort((a, b) => a - b), lengths.map((_, i) => i), `seed ${seed}`);
+      assert.deepEqual(
+        groups.flat().sort((a, b) => a - b),
+        lengths.map((_, i) => i),
+        `seed ${seed}`,
+      );
       const sums = groups.map((group) => group.reduce((sum, i) => sum + (lengths[i] as number), 0));
-      assert.ok(sums.every((sum) => sum <= 700), `seed ${seed}`);
+      assert.ok(
+        sums.every((sum) => sum <= 700),
+        `seed ${seed}`,
+      );
       const total = lengths.reduce((sum, length) => sum + length, 0);
       assert.ok(groups.length < 1.05 * Math.ceil(total / 700) + 1, `${groups.length} groups, seed ${seed}`);
       assert.deepEqual(packLengths([], 4), []);

@@ -18,7 +18,10 @@ export function makeBatch(rows: readonly TokenRow[]): NativeTrainBatch {
   rows.forEach(({ inputIds, labels }, i) => {
     const start = starts[i] as number;
     if (inputIds.length === 0 || labels.length !== inputIds.length) {
-      throw new LowrankError('SHAPE_MISMATCH', `row ${i} has ${inputIds.length} ids and ${labels.length} labels, expected as many of each and at least one`);
+      throw new LowrankError(
+        'SHAPE_MISMATCH',
+        `row ${i} has ${inputIds.length} ids and ${labels.length} labels, expected as many of each and at least one`,
+      );
     }
     ids.set(inputIds, start);
     targets.set(labels.subarray(1), start);

@@ -94,7 +94,10 @@ export function splitDataset(dataset: Dataset, options: { testSize: number; seed
   const { testSize, seed } = options;
   const count = testSize < 1 ? Math.ceil(testSize * dataset.length) : testSize;
   if (!Number.isInteger(count) || count < 1 || count >= dataset.length) {
-    throw new LowrankError('INVALID_OPTION', `testSize is ${testSize}; expected a share or a number that leaves rows on both sides of ${dataset.length}`);
+    throw new LowrankError(
+      'INVALID_OPTION',
+      `testSize is ${testSize}; expected a share or a number that leaves rows on both sides of ${dataset.length}`,
+    );
   }
   const order = permutation(dataset.length, seed, 0);
   return { train: dataset.select(order.slice(count).sort()), test: dataset.select(order.slice(0, count).sort()) };

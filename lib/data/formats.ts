@@ -8,7 +8,12 @@ export type DatasetFormat = 'messages' | 'prompt-completion' | 'text' | 'alpaca'
 
 /** A row, understood. */
 export type Example =
-  | { kind: 'chat'; messages: Message[]; tools?: unknown[]; /** Answers before this message belong to the prompt. */ supervisedFrom: number }
+  | {
+      kind: 'chat';
+      messages: Message[];
+      tools?: unknown[] /** Answers before this message belong to the prompt. */;
+      supervisedFrom: number;
+    }
   | { kind: 'completion'; prompt: string; completion: string }
   | { kind: 'text'; text: string }
   | { kind: 'tokens'; inputIds: Int32Array; labels: Int32Array | undefined };
@@ -33,7 +38,12 @@ const READERS: Record<DatasetFormat, FormatReader> = {
   messages: {
     shape: '{ messages: [{ role, content }] }',
     matches: (row) => has(row, 'messages') || isRoleList(row.conversations),
-    read: (row) => ({ kind: 'chat', messages: messageList(row.messages ?? row.conversations, 'messages'), tools: toolList(row.tools), supervisedFrom: 0 }),
+    read: (row) => ({
+      kind: 'chat',
+      messages: messageList(row.messages ?? row.conversations, 'messages'),
+      tools: toolList(row.tools),
+      supervisedFrom: 0,
+    }),
   },
   sharegpt: { shape: '{ conversations: [{ from, value }] }', matches: (row) => has(row, 'conversations'), read: readShareGpt },
   'prompt-completion': { shape: '{ prompt, completion }', matches: (row) => has(row, 'prompt', 'completion'), read: readCompletion },
@@ -86,7 +96,8 @@ function string(value: unknown, name: string): string {
 const isRoleList = (value: unknown) => Array.isArray(value) && value.length > 0 && typeof (value[0] as Row | null)?.role === 'string';
 
 function messageList(value: unknown, name: string): Message[] {
-  if (!Array.isArray(value) || value.length === 0) throw new BadRow(`${name} is ${shown(value)}, expected a list of messages { role, content }`);
+  if (!Array.isArray(value) || value.length === 0)
+    throw new BadRow(`${name} is ${shown(value)}, expected a list of messages { role, content }`);
   for (const [i, message] of value.entries()) {
     const { role, content } = (message ?? {}) as Row;
     if (typeof role !== 'string') throw new BadRow(`${name}[${i}] is ${shown(message)}, expected { role, content }`);
@@ -139,7 +150,10 @@ function readAlpaca(row: Row, hasTemplate: boolean): Example {
     return { kind: 'completion', prompt, completion: output };
   }
   const messages: Message[] = system === '' ? [] : [{ role: 'system', content: system }];
-  messages.push({ role: 'user', content: input === '' ? instruction : `${instruction}\n\n${input}` }, { role: 'assistant', content: output });
+  messages.push(
+    { role: 'user', content: input === '' ? instruction : `${instruction}\n\n${input}` },
+    { role: 'assistant', content: output },
+  );
   return { kind: 'chat', messages, supervisedFrom: 0 };
 }
 
@@ -189,7 +203,8 @@ function readTokens(row: Row): Example {
 }
 
 function integers(value: unknown, name: string, least: number): Int32Array {
-  const list = ArrayBuffer.isView(value) && !(value instanceof DataView) ? Array.from(value as unknown as ArrayLike<number | bigint>, Number) : value;
+  const list =
+    ArrayBuffer.isView(value) && !(value instanceof DataView) ? Array.from(value as unknown as ArrayLike<number | bigint>, Number) : value;
   if (!Array.isArray(list)) throw new BadRow(`${name} is ${shown(value)}, expected a list of token ids`);
   const bad = list.findIndex((item) => !Number.isInteger(item) || item < least || item > MAX_ID);
   if (bad >= 0) throw new BadRow(`${name}[${bad}] is ${shown(list[bad])}, expected a token id`);
@@ -197,7 +212,11 @@ function integers(value: unknown, name: string, least: number): Int32Array {
 }
 
 /** Rows of padded data sets without their padding, told by the attention mask and never by id. */
-function unpadded(ids: Int32Array, labels: Int32Array | undefined, mask: unknown): { inputIds: Int32Array; labels: Int32Array | undefined } {
+function unpadded(
+  ids: Int32Array,
+  labels: Int32Array | undefined,
+  mask: unknown,
+): { inputIds: Int32Array; labels: Int32Array | undefined } {
   if (mask === undefined) return { inputIds: ids, labels };
   const attention = integers(mask, 'attentionMask', 0);
   if (attention.length !== ids.length) throw new BadRow(`attentionMask has ${attention.length} entries, inputIds has ${ids.length}`);

@@ -24,13 +24,16 @@ export async function expandGlob(pattern: string): Promise<string[]> {
 function segmentRegex(segment: string, index: number, segments: string[]): string {
   const last = index === segments.length - 1;
   if (segment === '**') return last ? '.*' : '(?:[^/]+/)*';
-  const body = segment.replace(/\{([^{}]*)\}|\[(!?)([^\]]*)\]|[*?]|[^*?{[]+|[{[]/g, (part, choices?: string, not?: string, set?: string) => {
-    if (choices !== undefined) return `(?:${choices.split(',').map(escape).join('|')})`;
-    if (set !== undefined) return `[${not ? '^' : ''}${set.replace(/[\\\]^]/g, '\\$&')}]`;
-    if (part === '*') return '[^/]*';
-    return part === '?' ? '[^/]' : escape(part);
-  });
+  const body = segment.replace(
+    /\{([^{}]*)\}|\[(!?)([^\]]*)\]|[*?]|[^*?{[]+|[{[]/g,
+    (part, choices?: string, not?: string, set?: string) => {
+      if (choices !== undefined) return `(?:${choices.split(',').map(literal).join('|')})`;
+      if (set !== undefined) return `[${not ? '^' : ''}${set.replace(/[\\\]^]/g, '\\$&')}]`;
+      if (part === '*') return '[^/]*';
+      return part === '?' ? '[^/]' : literal(part);
+    },
+  );
   return last ? body : `${body}/`;
 }
 
-const escape = (text: string) => text.replace(/[.+^${}()|[\]\\/*?]/g, '\\$&');
+const literal = (text: string) => text.replace(/[.+^${}()|[\]\\/*?]/g, '\\$&');

@@ -6,7 +6,7 @@ import { Dataset, type DatasetReport } from './dataset.ts';
 import { type CompletionOnlyLoss, encodeExamples } from './encode.ts';
 import { asRow, BadRow, type DatasetFormat, detectFormat, type Example, FORMATS, readExample } from './formats.ts';
 import { type RowSource, readRows, type SourceRow } from './source.ts';
-import { lostLabels, type Truncation, TRUNCATIONS, truncate } from './truncation.ts';
+import { lostLabels, TRUNCATIONS, type Truncation, truncate } from './truncation.ts';
 
 export interface LoadDatasetOptions {
   /** Not needed for rows that are token ids. */
@@ -135,7 +135,10 @@ class DatasetLoader {
       const columns = asRow(row.value, mapping);
       this.#format ??= detectFormat(columns);
       if (completionOnlyLoss === true && this.#format === 'text') {
-        throw new LowrankError('INVALID_DATASET', `${row.where}: completionOnlyLoss is true, but rows of plain text have no completion; expected { prompt, completion } or { messages }`);
+        throw new LowrankError(
+          'INVALID_DATASET',
+          `${row.where}: completionOnlyLoss is true, but rows of plain text have no completion; expected { prompt, completion } or { messages }`,
+        );
       }
       return readExample(columns, this.#format, tokenizer?.chatTemplate !== undefined);
     } catch (error) {
@@ -181,7 +184,8 @@ class DatasetLoader {
     const warn = this.#options.onWarning ?? ((message: string) => process.emitWarning(message, 'LowrankWarning'));
     const parts = [`${this.#seen} rows`];
     if (skippedRows > 0) parts.push(`${skippedRows} malformed and skipped (first: ${skipped[0]})`);
-    if (truncatedRows > 0) parts.push(`${truncatedRows} longer than maxSeqLength ${this.#options.maxSeqLength} (${lostTokens} supervised tokens lost)`);
+    if (truncatedRows > 0)
+      parts.push(`${truncatedRows} longer than maxSeqLength ${this.#options.maxSeqLength} (${lostTokens} supervised tokens lost)`);
     if (droppedRows > 0) parts.push(`${droppedRows} dropped because nothing to train on was left in them`);
     if (this.#rows.length === 0) throw new LowrankError('INVALID_DATASET', `no row is left to train on: ${parts.join(', ')}`);
     if (parts.length > 1) warn(parts.join(', '));

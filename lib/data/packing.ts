@@ -2,13 +2,17 @@ import { LowrankError } from '../errors.ts';
 
 /** Best-fit decreasing: each length goes into the fullest group that still has room. Gives groups of indices; no length is cut. */
 export function packLengths(lengths: ArrayLike<number>, capacity: number): number[][] {
-  if (!Number.isInteger(capacity) || capacity < 1) throw new LowrankError('INVALID_OPTION', `maxSeqLength is ${capacity}, expected a positive integer`);
-  const order = Array.from({ length: lengths.length }, (_, i) => i).sort((a, b) => (lengths[b] as number) - (lengths[a] as number) || a - b);
+  if (!Number.isInteger(capacity) || capacity < 1)
+    throw new LowrankError('INVALID_OPTION', `maxSeqLength is ${capacity}, expected a positive integer`);
+  const order = Array.from({ length: lengths.length }, (_, i) => i).sort(
+    (a, b) => (lengths[b] as number) - (lengths[a] as number) || a - b,
+  );
   const groups: number[][] = [];
   const open = new RoomIndex(capacity);
   for (const index of order) {
     const length = lengths[index] as number;
-    if (length > capacity) throw new LowrankError('INVALID_OPTION', `row ${index} has ${length} tokens, more than maxSeqLength ${capacity}`);
+    if (length > capacity)
+      throw new LowrankError('INVALID_OPTION', `row ${index} has ${length} tokens, more than maxSeqLength ${capacity}`);
     const found = open.take(length);
     const group = found?.group ?? groups.push([]) - 1;
     (groups[group] as number[]).push(index);

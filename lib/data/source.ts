@@ -42,7 +42,8 @@ export async function* readRows(source: RowSource, signal?: AbortSignal): AsyncG
 async function files(source: string | URL): Promise<string[]> {
   const path = source instanceof URL ? source.pathname : source;
   const found = await stat(path).catch(() => undefined);
-  if (found?.isDirectory()) throw new LowrankError('INVALID_DATASET', `${path} is a folder; name a file in it, or a pattern such as ${path}/*.jsonl`);
+  if (found?.isDirectory())
+    throw new LowrankError('INVALID_DATASET', `${path} is a folder; name a file in it, or a pattern such as ${path}/*.jsonl`);
   if (found) return [path];
   if (!isGlob(path)) throw new LowrankError('FILE_NOT_FOUND', `${path}: no such file`);
   const matches = await expandGlob(path);
@@ -55,7 +56,10 @@ async function* readFileRows(path: string, signal: AbortSignal | undefined): Asy
   const reader = READERS[match?.[1]?.toLowerCase() ?? ''];
   if (!reader) {
     const known = Object.keys(READERS).map((ending) => `.${ending}`);
-    throw new LowrankError('INVALID_DATASET', `${path}: this kind of file is not known; known: ${known.join(', ')}, each also with .gz or .zst`);
+    throw new LowrankError(
+      'INVALID_DATASET',
+      `${path}: this kind of file is not known; known: ${known.join(', ')}, each also with .gz or .zst`,
+    );
   }
   const stream = createReadStream(path, { signal });
   try {

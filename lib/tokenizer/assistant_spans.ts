@@ -160,7 +160,14 @@ function isEmptyTurn(message: TemplateMessage): boolean {
   return tool_calls === undefined && (content === undefined || (typeof content === 'string' && content.trim() === ''));
 }
 
-function turnStart(message: TemplateMessage, text: string, header: string, from: number, open: number | undefined, to: number): number | undefined {
+function turnStart(
+  message: TemplateMessage,
+  text: string,
+  header: string,
+  from: number,
+  open: number | undefined,
+  to: number,
+): number | undefined {
   if (header !== '') {
     const found = open === undefined ? text.indexOf(header, from) : text.lastIndexOf(header, open - header.length);
     if (found >= from && found + header.length <= to) return found + header.length;

@@ -1,7 +1,7 @@
-import type { GgufValue } from '../native.ts';
 import { shown } from '../errors.ts';
-import { type AddedToken, invalidTokenizer, type TokenizerJson } from './tokenizer_json.ts';
+import type { GgufValue } from '../native.ts';
 import { GPT4O_SPLIT, LLAMA3_SPLIT, QWEN2_SPLIT, QWEN35_SPLIT, TEKKEN_SPLIT } from './regex_policy.ts';
+import { type AddedToken, invalidTokenizer, type TokenizerJson } from './tokenizer_json.ts';
 
 // A GGUF file has no tokenizer.json but the vocabulary, the merges or scores and the name of a pre-tokenizer, under llama.cpp's keys. From
 // these the tokenizer.json is rebuilt that the model's own repository would have.
@@ -57,7 +57,7 @@ const PRE_TOKENIZERS: Record<string, PreTokenizer> = {
   'llama-bpe': LLAMA3,
   'llama-v3': LLAMA3,
   llama3: LLAMA3,
-  'falcon3': { split: LLAMA3_SPLIT },
+  falcon3: { split: LLAMA3_SPLIT },
   'falcon-h1': { split: LLAMA3_SPLIT },
   pixtral: { split: LLAMA3_SPLIT },
   'midm-2.0': { split: LLAMA3_SPLIT },
@@ -132,7 +132,10 @@ function byteLevelBpe(metadata: GgufMetadata, tokens: string[], types: number[] 
   const name = metadata['tokenizer.ggml.pre'] ?? 'default';
   const pre = typeof name === 'string' && Object.hasOwn(PRE_TOKENIZERS, name) ? PRE_TOKENIZERS[name] : undefined;
   if (!pre) {
-    throw invalidTokenizer(WHERE, `tokenizer.ggml.pre is ${shown(name)}, which is not known here; known: ${Object.keys(PRE_TOKENIZERS).join(', ')}`);
+    throw invalidTokenizer(
+      WHERE,
+      `tokenizer.ggml.pre is ${shown(name)}, which is not known here; known: ${Object.keys(PRE_TOKENIZERS).join(', ')}`,
+    );
   }
   const byteLevel = (useRegex: boolean) => ({ type: 'ByteLevel', add_prefix_space: false, trim_offsets: false, use_regex: useRegex });
   const steps = [
@@ -227,7 +230,12 @@ function wordBoundaries(architecture: GgufValue | undefined, prefix: boolean): {
  * SentencePiece's BPE merges the pair whose union has the best score, so every way to cut a token into two others is a merge, ranked by
  * the token's score, then by the lengths of its parts.
  */
-function mergesFromScores(tokens: string[], vocab: Record<string, number>, scores: number[], types: number[] | undefined): [string, string][] {
+function mergesFromScores(
+  tokens: string[],
+  vocab: Record<string, number>,
+  scores: number[],
+  types: number[] | undefined,
+): [string, string][] {
   const merges: { left: string; right: string; score: number; leftLength: number; rightLength: number }[] = [];
   const fromText = (id: number) => ![UNKNOWN, CONTROL, BYTE].includes(types?.[id] ?? 1);
   for (const [id, token] of tokens.entries()) {

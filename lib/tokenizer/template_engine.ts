@@ -94,7 +94,9 @@ function rewriteTrim(node: Node): Node {
 }
 
 // str.isspace() of Python, which differs from JavaScript's \s in both directions.
-const SPACES = new Set('\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000');
+const SPACES = new Set(
+  '\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000',
+);
 
 function pythonStrip(mode: unknown, text: unknown, chars?: unknown): string {
   if (typeof text !== 'string') throw new Error(`${String(mode)}() was called on a value that is not a string`);
@@ -115,7 +117,11 @@ function jinjaTrim(value: unknown, chars?: unknown): string {
 
 function pythonRange(...bounds: unknown[]): number[] {
   if (bounds.length < 1 || bounds.length > 3 || !bounds.every(Number.isInteger)) throw new Error('range() takes one to three integers');
-  const [start, stop, step] = (bounds.length === 1 ? [0, bounds[0], 1] : [bounds[0], bounds[1], bounds[2] ?? 1]) as [number, number, number];
+  const [start, stop, step] = (bounds.length === 1 ? [0, bounds[0], 1] : [bounds[0], bounds[1], bounds[2] ?? 1]) as [
+    number,
+    number,
+    number,
+  ];
   if (step === 0) throw new Error('range() arg 3 must not be zero');
   const length = Math.max(0, Math.ceil((stop - start) / step));
   if (length > MAX_RANGE) throw new Error(`range is too large: ${length} items, at most ${MAX_RANGE}`);

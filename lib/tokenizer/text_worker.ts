@@ -8,8 +8,8 @@ import {
   invalidTokenizer,
   MAX_TOKENIZER_BYTES,
   parseTokenizerJson,
-  templateProcessing,
   type TokenizerJson,
+  templateProcessing,
   tokensById,
   withSpecialTokens,
 } from './tokenizer_json.ts';
@@ -227,7 +227,10 @@ parentPort?.on('message', (request: TextRequest) => {
     (value) => {
       const reply: WorkerReply = { id: request.id, value };
       const encoded = request.operation === 'encode' ? (value as EncodeReply) : undefined;
-      parentPort?.postMessage(reply, encoded ? [encoded.ids.buffer as ArrayBuffer, encoded.lengths.buffer as ArrayBuffer, encoded.offsets.buffer as ArrayBuffer] : []);
+      parentPort?.postMessage(
+        reply,
+        encoded ? [encoded.ids.buffer as ArrayBuffer, encoded.lengths.buffer as ArrayBuffer, encoded.offsets.buffer as ArrayBuffer] : [],
+      );
     },
     (error: unknown) => {
       const kind = error instanceof LowrankError ? error.code : 'IO_ERROR';

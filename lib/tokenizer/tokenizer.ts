@@ -8,8 +8,8 @@ import { ChatTemplate } from './chat_template.ts';
 import { addsBosByDefault, GGUF_TOKENIZER_KEYS, ggufTokens } from './gguf_tokenizer.ts';
 import { StreamDecoder } from './stream_decoder.ts';
 import type { EncodeReply, LoadReply, LoadRequest, TextRequest } from './text_worker.ts';
-import { invalidTokenizer } from './tokenizer_json.ts';
 import { locateTokenizer, readTokenizerSettings, type TokenizerSettings } from './tokenizer_folder.ts';
+import { invalidTokenizer } from './tokenizer_json.ts';
 import { WorkerFailure, WorkerThread } from './worker_thread.ts';
 
 /** One text's tokens. */
@@ -206,7 +206,10 @@ export class Tokenizer {
   /** The chat template; throws INVALID_TEMPLATE when the tokenizer has none. */
   template(): ChatTemplate {
     if (!this.#template) {
-      throw new LowrankError('INVALID_TEMPLATE', 'the tokenizer has no chat template; give one as chat_template.jinja beside tokenizer.json');
+      throw new LowrankError(
+        'INVALID_TEMPLATE',
+        'the tokenizer has no chat template; give one as chat_template.jinja beside tokenizer.json',
+      );
     }
     return this.#template;
   }

@@ -150,7 +150,7 @@ function checkCharsmap(value: unknown, where: string): void {
 export function tokensById(json: TokenizerJson): Map<number, string> {
   const tokens = new Map<number, string>();
   const { vocab } = json.model;
-  if (Array.isArray(vocab)) vocab.forEach(([token], id) => tokens.set(id, token));
+  if (Array.isArray(vocab)) for (const [id, [token]] of vocab.entries()) tokens.set(id, token);
   else for (const token in vocab) tokens.set(vocab[token] as number, token);
   for (const { id, content } of json.added_tokens) tokens.set(id, content);
   return tokens;
@@ -172,7 +172,10 @@ export function withSpecialTokens(json: TokenizerJson, names: readonly string[])
 }
 
 /** A post-processor that adds BOS and EOS where they are given. */
-export function templateProcessing(bos: { id: number; token: string } | undefined, eos: { id: number; token: string } | undefined): unknown {
+export function templateProcessing(
+  bos: { id: number; token: string } | undefined,
+  eos: { id: number; token: string } | undefined,
+): unknown {
   const special = (token: string, type: number) => ({ SpecialToken: { id: token, type_id: type } });
   const sequence = (id: 'A' | 'B', type: number) => [
     ...(bos ? [special(bos.token, type)] : []),

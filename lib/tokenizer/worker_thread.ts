@@ -113,5 +113,8 @@ export class WorkerThread {
 function startWorker(entry: URL, options: WorkerOptions): Worker {
   const loader = sourceLoader('tsx/cjs/api');
   if (loader === undefined) return new Worker(entry, options);
-  return new Worker(`require(${JSON.stringify(loader)}).register(); require(${JSON.stringify(fileURLToPath(entry))});`, { ...options, eval: true });
+  return new Worker(`require(${JSON.stringify(loader)}).register(); require(${JSON.stringify(fileURLToPath(entry))});`, {
+    ...options,
+    eval: true,
+  });
 }
