@@ -43,12 +43,26 @@ describe('GGUF files', () => {
       ['none', 'array', { of: 'string', items: [] }],
       ['texts', 'array', { of: 'string', items: ['a', '', 'c'] }],
       ['floats', 'array', { of: 'float32', items: [1.5, -2] }],
-      ['nested', 'array', { of: 'array', items: [{ of: 'int32', items: [1, -1] }, { of: 'string', items: ['x'] }] }],
+      [
+        'nested',
+        'array',
+        {
+          of: 'array',
+          items: [
+            { of: 'int32', items: [1, -1] },
+            { of: 'string', items: ['x'] },
+          ],
+        },
+      ],
       ['__proto__', 'string', 'polluted'],
     ];
     const found = open(file({ metadata })).metadata();
     const plain = (value: unknown): unknown =>
-      value !== null && typeof value === 'object' ? (value as { items: unknown[] }).items.map(plain) : typeof value === 'bigint' && value < 2n ** 53n && value > -(2n ** 53n) ? Number(value) : value;
+      value !== null && typeof value === 'object'
+        ? (value as { items: unknown[] }).items.map(plain)
+        : typeof value === 'bigint' && value < 2n ** 53n && value > -(2n ** 53n)
+          ? Number(value)
+          : value;
     assert.deepEqual(
       Object.entries(found),
       metadata.map(([key, , value]) => [key, plain(value)]),
@@ -141,7 +155,10 @@ describe('GGUF files', () => {
         }),
       );
       assert.equal(opened.tensors()[0]?.dtype, name);
-      assert.match(refusal(() => call(() => opened.read('odd')), 'UNSUPPORTED_QUANTIZATION').message, new RegExp(`'odd' is of type ${name}`));
+      assert.match(
+        refusal(() => call(() => opened.read('odd')), 'UNSUPPORTED_QUANTIZATION').message,
+        new RegExp(`'odd' is of type ${name}`),
+      );
       assert.equal(opened.readRaw('odd').length, bytes);
       assert.deepEqual([...opened.read('plain')], [6]);
     }
@@ -176,7 +193,10 @@ describe('GGUF files', () => {
       { tensorCount: 9, metadata: [['long', 'string', 'x'.repeat(300)]] },
       /tensor count is 9; expected at most 0, for which there are bytes after the metadata/,
     ],
-    'a key longer than the file': [raw((bytes) => bytes.u64(2n ** 63n).raw(Buffer.alloc(20))), /metadata key at byte 32 takes 9223372036854775808 bytes/],
+    'a key longer than the file': [
+      raw((bytes) => bytes.u64(2n ** 63n).raw(Buffer.alloc(20))),
+      /metadata key at byte 32 takes 9223372036854775808 bytes/,
+    ],
     'a key of 65,536 bytes': [{ metadata: [['k'.repeat(65536), 'uint8', 1]] }, /metadata key has 65536 bytes/],
     'a key that is not UTF-8': [{ metadata: [[Buffer.from([0xff]), 'uint8', 1]] }, /metadata key is '\\xff'; expected UTF-8/],
     'a key twice': [
@@ -189,29 +209,67 @@ describe('GGUF files', () => {
       /metadata key 'a' is there twice/,
     ],
     'an unknown value type': [raw((bytes) => bytes.string('a').u32(13).raw(Buffer.alloc(20))), /'a': a value at byte \d+ has the type 13/],
-    'an unknown element type': [raw((bytes) => bytes.string('a').u32(9).u32(99).u64(0)), /'a': an array at byte \d+ has elements of type 99/],
-    'an array longer than the file': [raw((bytes) => bytes.string('a').u32(9).u32(0).u64(2n ** 40n)), /'a': an array's length.*1099511627776/],
-    'an array whose size wraps around': [raw((bytes) => bytes.string('a').u32(9).u32(12).u64(2n ** 61n + 1n)), /'a': an array's length/],
+    'an unknown element type': [
+      raw((bytes) => bytes.string('a').u32(9).u32(99).u64(0)),
+      /'a': an array at byte \d+ has elements of type 99/,
+    ],
+    'an array longer than the file': [
+      raw((bytes) =>
+        bytes
+          .string('a')
+          .u32(9)
+          .u32(0)
+          .u64(2n ** 40n),
+      ),
+      /'a': an array's length.*1099511627776/,
+    ],
+    'an array whose size wraps around': [
+      raw((bytes) =>
+        bytes
+          .string('a')
+          .u32(9)
+          .u32(12)
+          .u64(2n ** 61n + 1n),
+      ),
+      /'a': an array's length/,
+    ],
     'strings in an array that end early': [
       raw((bytes) => bytes.string('a').u32(9).u32(8).u64(2).string('x').u64(1000)),
       /'a': a string at byte \d+ takes 1000 bytes/,
     ],
     'arrays 9 deep': [nested(9), /'deep': an array at byte \d+ lies in 8 others/],
-    'an alignment of 0': [{ metadata: [['general.alignment', 'uint32', 0]], tensors: [one] }, /'general.alignment' is 0; expected a power of two/],
+    'an alignment of 0': [
+      { metadata: [['general.alignment', 'uint32', 0]], tensors: [one] },
+      /'general.alignment' is 0; expected a power of two/,
+    ],
     'an alignment of 48': [{ metadata: [['general.alignment', 'uint32', 48]], tensors: [one] }, /'general.alignment' is 48/],
     'an alignment of another type': [{ metadata: [['general.alignment', 'uint64', 32n]], tensors: [one] }, /value type 10; expected 4/],
-    'an alignment beyond the file': [{ metadata: [['general.alignment', 'uint32', 2 ** 31]], tensors: [one] }, /'w' has 4 bytes at 0.*0 bytes of data/],
+    'an alignment beyond the file': [
+      { metadata: [['general.alignment', 'uint32', 2 ** 31]], tensors: [one] },
+      /'w' has 4 bytes at 0.*0 bytes of data/,
+    ],
     'five dimensions': [{ tensors: [{ name: 'w', dims: [1, 1, 1, 1, 1], data: f32(1) }] }, /'w' has 5 dimensions; expected at most 4/],
     'a dimension of 2^63': [{ tensors: [{ name: 'w', dims: [2n ** 63n] }] }, /'w' has a dimension of 9223372036854775808/],
-    'a size that wraps around': [{ tensors: [{ name: 'w', dims: [2n ** 32n, 2n ** 32n] }] }, /'w' has the shape \[4294967296, 4294967296\]/],
+    'a size that wraps around': [
+      { tensors: [{ name: 'w', dims: [2n ** 32n, 2n ** 32n] }] },
+      /'w' has the shape \[4294967296, 4294967296\]/,
+    ],
     'a byte size that wraps around': [{ tensors: [{ name: 'w', dims: [2n ** 62n, 1] }] }, /'w' has the shape/],
     'an unknown tensor type': [{ tensors: [{ ...one, type: 4 }] }, /'w' has the type 4/],
-    'a row that is no whole number of blocks': [{ tensors: [{ name: 'w', dims: [33], type: 8 }] }, /'w' of type Q8_0 has rows of 33.*multiple of 32/],
+    'a row that is no whole number of blocks': [
+      { tensors: [{ name: 'w', dims: [33], type: 8 }] },
+      /'w' of type Q8_0 has rows of 33.*multiple of 32/,
+    ],
     'an unaligned offset': [{ tensors: [{ ...one, offset: 4, data: new Uint8Array(64) }] }, /'w' has the offset 4.*32/],
     'an offset beyond the file': [{ tensors: [{ ...one, offset: 2n ** 64n - 32n }] }, /'w' has 4 bytes at 18446744073709551584/],
     'a tensor that ends beyond the file': [{ tensors: [{ name: 'w', dims: [9], data: f32(1) }] }, /'w' has 36 bytes at 0.*file's 32 bytes/],
     'tensors that overlap': [
-      { tensors: [{ name: 'v', dims: [16], data: new Uint8Array(64) }, { ...one, offset: 32 }] },
+      {
+        tensors: [
+          { name: 'v', dims: [16], data: new Uint8Array(64) },
+          { ...one, offset: 32 },
+        ],
+      },
       /'w' begins inside tensor 'v'/,
     ],
     'tensors in the same place': [{ tensors: [one, { ...one, name: 'v', offset: 0 }] }, /'v' begins inside tensor 'w'/],
@@ -248,7 +306,16 @@ describe('GGUF files', () => {
       new Bytes().raw(Buffer.from('GGUF')).u32(3).u64(262_144).u64(0),
       new Bytes().raw(Buffer.from('GGUF')).u32(3).u64(0).u64(7_000_000),
       new Bytes().raw(Buffer.from('GGUF')).u32(3).u64(0).u64(262_144),
-      new Bytes().raw(Buffer.from('GGUF')).u32(3).u64(0).u64(1).string('a').u32(9).u32(8).u64(12_000_000).u64(2n ** 60n),
+      new Bytes()
+        .raw(Buffer.from('GGUF'))
+        .u32(3)
+        .u64(0)
+        .u64(1)
+        .string('a')
+        .u32(9)
+        .u32(8)
+        .u64(12_000_000)
+        .u64(2n ** 60n),
       new Bytes().raw(Buffer.from('GGUF')).u32(3).u64(0).u64(3).string('a').u32(9).u32(0).u64(99_000_000),
     ];
     for (const head of heads) {

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { readFileSync, renameSync, truncateSync, utimesSync, writeFileSync } from 'node:fs';
+import { appendFileSync, readFileSync, renameSync, rmSync, truncateSync, utimesSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { LowrankError } from '../lib/errors.ts';
 import { call, type NativeTensorFile, native } from '../lib/native.ts';
@@ -53,7 +53,8 @@ describe('safetensors files', () => {
     const header: Record<string, unknown> = {};
     let end = 0;
     for (const [dtype, bytes] of types) {
-      header[dtype] = { dtype, shape: [bytes.length / (width[dtype] ?? 1)], data_offsets: [end, (end += bytes.length)] };
+      header[dtype] = { dtype, shape: [bytes.length / (width[dtype] ?? 1)], data_offsets: [end, end + bytes.length] };
+      end += bytes.length;
     }
     const opened = open(file(safetensors(header, Buffer.concat(types.map(([, bytes]) => bytes)))));
     assert.equal(opened.format, 'safetensors');
@@ -169,10 +170,16 @@ describe('safetensors files', () => {
       /below 2\^61/,
     ],
     'half a byte': [safetensors(tensor('"dtype":"F4","shape":[7],"data_offsets":[0,4]'), FOUR), /whole number of bytes/],
-    'a size that is not the shape': [safetensors(tensor('"dtype":"F32","shape":[2],"data_offsets":[0,4]'), FOUR), /'a' has 4 bytes.*8.*F32 \[2\]/],
+    'a size that is not the shape': [
+      safetensors(tensor('"dtype":"F32","shape":[2],"data_offsets":[0,4]'), FOUR),
+      /'a' has 4 bytes.*8.*F32 \[2\]/,
+    ],
     'descending offsets': [safetensors(tensor('"dtype":"F32","shape":[1],"data_offsets":[4,0]'), FOUR), /\[4, 0\].*ascending/],
     'data beyond the file': [safetensors(tensor('"dtype":"F32","shape":[2],"data_offsets":[0,8]'), FOUR), /\[0, 8\].*file's 4 bytes/],
-    'a hole before the first tensor': [safetensors(tensor('"dtype":"U8","shape":[3],"data_offsets":[1,4]'), FOUR), /'a' begins at byte 1.*expected 0/],
+    'a hole before the first tensor': [
+      safetensors(tensor('"dtype":"U8","shape":[3],"data_offsets":[1,4]'), FOUR),
+      /'a' begins at byte 1.*expected 0/,
+    ],
     'a hole between tensors': [
       safetensors({ a: { dtype: 'U8', shape: [1], data_offsets: [0, 1] }, b: { dtype: 'U8', shape: [2], data_offsets: [2, 4] } }, FOUR),
       /'b' begins at byte 2.*expected 1/,
@@ -257,13 +264,29 @@ describe('safetensors files', () => {
     }
   });
 
+  it('opens a file of 5 GB without reading it', () => {
+    const large = 5_000_000_000;
+    const header = { large: { dtype: 'U8', shape: [large], data_offsets: [0, large] }, last: { ...ONE, data_offsets: [large, large + 4] } };
+    const bytes = safetensors(header);
+    const path = file(bytes, 'large.safetensors');
+    truncateSync(path, bytes.length + large);
+    appendFileSync(path, f32(7));
+    const before = process.memoryUsage.rss();
+    const opened = open(path);
+    assert.deepEqual([...opened.read('last')], [7]);
+    assert.equal(opened.tensors()[0]?.bytes, large);
+    assert(process.memoryUsage.rss() - before < 32 * 2 ** 20, `grew by ${process.memoryUsage.rss() - before}`);
+    refusal(() => call(() => opened.readRaw('large')), 'OUT_OF_MEMORY');
+    rmSync(path);
+  });
+
   it('survives a file that is truncated under it, and says so', () => {
     const values = new Float32Array(100_000).fill(3);
     const path = file(safetensors({ a: { dtype: 'F32', shape: [100_000], data_offsets: [0, 400_000] } }, new Uint8Array(values.buffer)));
     const opened = open(path);
     truncateSync(path, 50_000);
     for (const read of [() => opened.read('a'), () => opened.readRaw('a')]) {
-      assert.match(refusal(() => call(read), 'IO_ERROR').message, /changed while it was open: it has 50000 bytes/);
+      assert.match(refusal(() => call<unknown>(read), 'IO_ERROR').message, /changed while it was open: it has 50000 bytes/);
     }
   });
 
@@ -288,7 +311,7 @@ describe('safetensors files', () => {
     opened.close();
     opened.close();
     for (const use of [() => opened.path, () => opened.format, () => opened.tensors(), () => opened.metadata(), () => opened.read('a')]) {
-      assert.match(refusal(() => call(use), 'INVALID_OPTION').message, /closed/);
+      assert.match(refusal(() => call<unknown>(use), 'INVALID_OPTION').message, /closed/);
     }
     assert.throws(() => opened.read.call({} as never, 'a'), TypeError);
     const bare = Reflect.construct(opened.constructor, []) as NativeTensorFile;
