@@ -247,10 +247,10 @@ Status Decoder::block_backward(const LayerPlan& plan, const Batch& batch, const 
   LR_RETURN_IF_ERROR(swiglu_forward(context_, saved.gate_up, saved.gate_up + c.ffn, 2 * c.ffn, tokens, c.ffn, w->hidden_ffn));
   LR_RETURN_IF_ERROR(lora_linear_backward(context_, linear_args(plan.down, tokens, w->hidden_ffn, saved.s_down, seed), d_stream,
                                           hidden_stride, w->d_ffn, c.ffn, false));
-  LR_RETURN_IF_ERROR(swiglu_backward(context_, saved.gate_up, saved.gate_up + c.ffn, 2 * c.ffn, w->d_ffn, tokens, c.ffn, w->d_gate_up,
-                                     w->d_gate_up + c.ffn, 2 * c.ffn));
+  LR_RETURN_IF_ERROR(swiglu_backward(context_, saved.gate_up, saved.gate_up + c.ffn, 2 * c.ffn, w->d_ffn, tokens, c.ffn, saved.gate_up,
+                                     saved.gate_up + c.ffn, 2 * c.ffn));
   LR_RETURN_IF_ERROR(rmsnorm_forward(context_, saved.mid, plan.post_norm, c.norm_eps, tokens, c.hidden, w->normed, saved.inv_rms_mid));
-  const float* const d_gate_up[] = {w->d_gate_up, w->d_gate_up + c.ffn};
+  const float* const d_gate_up[] = {saved.gate_up, saved.gate_up + c.ffn};  // the gradient has taken their place
   const size_t gate_up_strides[] = {2 * c.ffn, 2 * c.ffn};
   LR_RETURN_IF_ERROR(lora_linear_backward(context_, linear_args(plan.gate_up, tokens, w->normed, saved.s_gate_up, seed), d_gate_up,
                                           gate_up_strides, w->d_normed, c.hidden, false));

@@ -74,21 +74,23 @@ void lay_out(Layout& layout, const DecoderConfig& c, const ModelPlan& plan, Mode
     w->blocks.push_back(lay_block(layout, c, widest(plan), t));
   }
   constexpr const char* kScratch = "workspace";
+  const size_t wide = std::max({c.ffn, c.qkv_width(), c.hidden}), narrow = std::max(c.hidden, c.query_width());
   w->normed = layout.floats(kScratch, t, c.hidden);
-  w->hidden_ffn = layout.floats(kScratch, t, c.ffn);
+  w->hidden_ffn = layout.floats(kScratch, t, std::max(c.ffn, c.hidden));
   w->cos = layout.floats(kScratch, t, c.rope.rotary_dim / 2);
   w->sin = layout.floats(kScratch, t, c.rope.rotary_dim / 2);
-  w->head_in = layout.floats(kScratch, t, c.hidden);
-  w->head_normed = layout.floats(kScratch, t, c.hidden);
   w->inv_rms_head = layout.floats(kScratch, t, 1);
+  // The head runs between the blocks' forward and backward, when their scratch is free.
+  w->head_in = w->hidden_ffn;
+  w->head_normed = w->normed;
   if (mode == Mode::kForward) return;
-  w->d_head = layout.floats(kScratch, t, c.hidden);
   w->d_stream = layout.floats(kScratch, t, c.hidden);
-  w->d_normed = layout.floats(kScratch, t, c.hidden);
-  w->d_ffn = layout.floats(kScratch, t, c.ffn);
-  w->d_gate_up = layout.floats(kScratch, t, 2 * c.ffn);
-  w->d_qkv = layout.floats(kScratch, t, c.qkv_width());
-  w->d_attention = layout.floats(kScratch, t, c.query_width());
+  w->d_normed = layout.floats(kScratch, t, narrow);
+  w->d_ffn = layout.floats(kScratch, t, wide);
+  w->d_head = w->d_normed;
+  // A block's backward is done with the MLP's buffers before attention's, and with d_normed between the two.
+  w->d_attention = w->d_normed;
+  w->d_qkv = w->d_ffn;
   const AttentionShape shape{c.heads, c.kv_heads, c.head_dim, 1.0f};
   w->attention_scratch = layout.bytes(kScratch, attention_backward_scratch(shape, t));
 }

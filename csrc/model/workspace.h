@@ -41,11 +41,10 @@ struct Workspace {
   float* hidden_ffn = nullptr;     // [T, ffn]
   float* cos = nullptr;            // [T, rotary_dim / 2]
   float* sin = nullptr;
-  // Of the backward.
+  // Of the backward. Some share memory: see lay_out.
   float* d_stream = nullptr;       // [T, hidden]
   float* d_normed = nullptr;       // [T, hidden]
   float* d_ffn = nullptr;          // [T, ffn]
-  float* d_gate_up = nullptr;      // [T, 2 * ffn]
   float* d_qkv = nullptr;          // [T, qkv_width]
   float* d_attention = nullptr;    // [T, query_width]
   void* attention_scratch = nullptr;
