@@ -23,6 +23,8 @@ constexpr double kForkFlops = 5e5;
 constexpr size_t kDirectRows = 48;
 // Rows of a chunk whose C is transposed by way of a tile.
 constexpr size_t kTransposedRows = 64;
+// Row-wise dot products, which need no packing, for at most this many rows; as fast as packing there, and faster below.
+constexpr size_t kDotRows = 2 * kGemmMaxDotRows;
 // Least bytes of weight in a chunk of row-wise dot products.
 constexpr size_t kDotBytes = size_t{48} << 10;
 constexpr size_t kChunksPerThread = 4;
@@ -131,7 +133,7 @@ class Gemm {
  private:
   // ── very few rows: row-wise dot products ──
   bool only_dots() const {
-    if (m_ > kGemmMaxDotRows || transposed_c_) return false;
+    if (m_ > kDotRows || transposed_c_) return false;
     return std::all_of(parts_.begin(), parts_.end(), [](const GemmPart& part) {
       return !part.terms.empty() && std::all_of(part.terms.begin(), part.terms.end(), [](const GemmTerm& term) {
         return term.b_transposed && term.a_col == 1;
@@ -159,11 +161,15 @@ class Gemm {
   }
 
   void dot_columns(const GemmPart& part, size_t begin, size_t count) const {
-    bool first = true;
-    for (const GemmTerm& term : part.terms) {
-      kernels_.dot(term.b, begin, count, term.a, term.a_row, m_, part.c + begin, part.ldc,
-                   first && part.bias != nullptr ? part.bias + begin : nullptr, part.accumulate || !first);
-      first = false;
+    for (size_t m = 0; m < m_; m += kGemmMaxDotRows) {
+      const float* bias = part.bias == nullptr ? nullptr : part.bias + begin;
+      bool accumulate = part.accumulate;
+      for (const GemmTerm& term : part.terms) {
+        kernels_.dot(term.b, begin, count, term.a + m * term.a_row, term.a_row, std::min(kGemmMaxDotRows, m_ - m),
+                     part.c + m * part.ldc + begin, part.ldc, bias, accumulate);
+        bias = nullptr;
+        accumulate = true;
+      }
     }
   }
 

@@ -208,7 +208,7 @@ void test_random_shapes(Context& context, const char* level) {
     if (!dtype_info(type).is_weight) continue;
     for (int round = 0; round < 6; ++round) {
       const bool decoding = round < 2;
-      const size_t m = decoding ? 1 + random.below(4) : odd_size(random);
+      const size_t m = decoding ? 1 + random.below(8) : odd_size(random);
       std::vector<Part> parts;
       for (size_t count = 1 + random.below(3); count > 0; --count) parts.push_back(random_part(context, random, type, m, decoding));
       for (Part& part : parts) fill_reference(part, m);

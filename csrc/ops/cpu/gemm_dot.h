@@ -44,8 +44,10 @@ LR_INLINE void dot_tile(const DotArgs& args) {
       }
     }
     if (const size_t n = args.k - p; n > 0) {
+#pragma GCC unroll 4
       for (size_t r = 0; r < R; ++r) {
         const V::T w = Source<kType>::vector_n(rows[r], p, n);
+#pragma GCC unroll 4
         for (size_t m = 0; m < M; ++m) acc[r][m] = V::fma(V::load_n(args.a + m * args.lda + p, n), w, acc[r][m]);
       }
     }
@@ -65,7 +67,9 @@ LR_INLINE void dot_tile(const DotArgs& args) {
       }
     }
   }
+#pragma GCC unroll 4
   for (size_t m = 0; m < M; ++m) {
+#pragma GCC unroll 4
     for (size_t r = 0; r < R; ++r) {
       float* c = args.c + m * args.ldc + r;
       float sum = V::sum(acc[r][m]);
@@ -77,7 +81,7 @@ LR_INLINE void dot_tile(const DotArgs& args) {
 
 template <DType kType, size_t M>
 void dot_rows(DotArgs args, size_t rows) {
-  constexpr size_t kRows = M <= 2 ? 4 : 2;
+  constexpr size_t kRows = M <= 2 || V::kWidth == 16 ? 4 : 2;  // by registers
   const auto advance = [&](size_t count) {
     args.rows += count * args.stride;
     args.c += count;

@@ -43,6 +43,13 @@ void micro(const Tile& tile) {
     for (size_t j = 0; j < NV; ++j) acc[i][j] = V::zero();
   }
   const size_t last = tile.columns - (NV - 1) * V::kWidth;  // columns in the last vector
+  // C is fetched for writing while the product runs.
+#pragma GCC unroll 8
+  for (size_t i = 0; i < MR; ++i) {
+    const char* c = (const char*)(tile.c + i * tile.ldc);
+#pragma GCC unroll 4
+    for (size_t byte = 0; byte < NV * V::kWidth * sizeof(float); byte += kCacheLine) __builtin_prefetch(c + byte, 1);
+  }
   const float* b = tile.b;
   const size_t b_step = tile.b_step;
   for (size_t s = 0; s < tile.segment_count; ++s) {

@@ -97,12 +97,35 @@ LR_INLINE U8x16 iq4_codes(U8x16 q) {
 #endif
 }
 
+// (x >> shift) & mask in each byte; mask keeps at most 8 - shift bits.
+LR_INLINE U8x16 bits_of(U8x16 x, size_t shift, uint8_t mask) {
+#if defined(__SSE2__)
+  // There is no shift of bytes: what comes in from the next one is masked away.
+  const __m128i words = _mm_srl_epi16((__m128i)x, _mm_cvtsi32_si128(static_cast<int>(shift)));
+  return (U8x16)words & splat(mask);
+#elif defined(__aarch64__)
+  return (U8x16)vshlq_u8((uint8x16_t)x, vdupq_n_s8(static_cast<int8_t>(-static_cast<int>(shift)))) & splat(mask);
+#else
+  return (x >> static_cast<uint8_t>(shift)) & splat(mask);
+#endif
+}
+
 // Byte i is `value` where bit i of `bits` is set, else 0.
 LR_INLINE U8x16 spread_bits(uint16_t bits, uint8_t value) {
-  constexpr U8x16 kBit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-  const uint8_t b0 = static_cast<uint8_t>(bits), b1 = static_cast<uint8_t>(bits >> 8);
-  const U8x16 bytes = {b0, b0, b0, b0, b0, b0, b0, b0, b1, b1, b1, b1, b1, b1, b1, b1};
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  return (U8x16)_mm_maskz_set1_epi8(bits, static_cast<char>(value));
+#else
+  const U8x16 kBit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+#if defined(__SSSE3__)
+  const __m128i kByte = _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+  const U8x16 bytes = (U8x16)_mm_shuffle_epi8(_mm_cvtsi32_si128(bits), kByte);
+#else
+  const uint64_t low = (bits & 0xffu) * 0x0101010101010101u, high = (bits >> 8) * 0x0101010101010101u;
+  using U64x2 = uint64_t __attribute__((vector_size(16)));
+  const U8x16 bytes = (U8x16)U64x2{low, high};
+#endif
   return (U8x16)((bytes & kBit) == kBit) & splat(value);
+#endif
 }
 
 // The 6-bit scale and minimum of sub-block j of Q4_K and Q5_K, packed in 12 bytes.
@@ -132,7 +155,7 @@ struct Source<DType::kQ4_0> {  // d f16, nibbles[16]
   LR_INLINE Unit unit(const uint8_t* b, size_t) {
     const float d = half_at(b);
     const U8x16 q = load_bytes(b + 2);
-    return scaled((q & 15) - 8, (q >> 4) - 8, d, d);
+    return scaled((q & 15) - 8, bits_of(q, 4, 15) - 8, d, d);
   }
 };
 
@@ -141,7 +164,7 @@ struct Source<DType::kQ4_1> {  // d f16, m f16, nibbles[16]
   LR_INLINE Unit unit(const uint8_t* b, size_t) {
     const float d = half_at(b), m = half_at(b + 2);
     const U8x16 q = load_bytes(b + 4);
-    return affine(q & 15, q >> 4, d, d, m, m);
+    return affine(q & 15, bits_of(q, 4, 15), d, d, m, m);
   }
 };
 
@@ -153,7 +176,7 @@ struct Source<DType::kQ5_0> {  // d f16, high bits u32, nibbles[16]
     uint16_t low, high;
     memcpy(&low, b + 2, 2);
     memcpy(&high, b + 4, 2);
-    return scaled(((q & 15) | spread_bits(low, 16)) - 16, ((q >> 4) | spread_bits(high, 16)) - 16, d, d);
+    return scaled(((q & 15) | spread_bits(low, 16)) - 16, (bits_of(q, 4, 15) | spread_bits(high, 16)) - 16, d, d);
   }
 };
 
@@ -165,7 +188,7 @@ struct Source<DType::kQ5_1> {  // d f16, m f16, high bits u32, nibbles[16]
     uint16_t low, high;
     memcpy(&low, b + 4, 2);
     memcpy(&high, b + 6, 2);
-    return affine((q & 15) | spread_bits(low, 16), (q >> 4) | spread_bits(high, 16), d, d, m, m);
+    return affine((q & 15) | spread_bits(low, 16), bits_of(q, 4, 15) | spread_bits(high, 16), d, d, m, m);
   }
 };
 
@@ -174,7 +197,7 @@ struct Source<DType::kIQ4_NL> {  // d f16, nibbles[16]
   LR_INLINE Unit unit(const uint8_t* b, size_t) {
     const float d = half_at(b);
     const U8x16 q = load_bytes(b + 2);
-    return scaled(iq4_codes(q & 15), iq4_codes(q >> 4), d, d);
+    return scaled(iq4_codes(q & 15), iq4_codes(bits_of(q, 4, 15)), d, d);
   }
 };
 
@@ -185,7 +208,7 @@ struct Source<DType::kIQ4_XS> {  // d f16, high scale bits u16, low scale nibble
     const int high = (b[2 + sub / 4] >> (2 * (sub & 3))) & 3;
     const float d = half_at(b) * static_cast<float>((low | (high << 4)) - 32);
     const U8x16 q = load_bytes(b + 8 + 16 * sub);
-    return scaled(iq4_codes(q & 15), iq4_codes(q >> 4), d, d);
+    return scaled(iq4_codes(q & 15), iq4_codes(bits_of(q, 4, 15)), d, d);
   }
 };
 
@@ -195,8 +218,8 @@ struct Source<DType::kQ2_K> {  // scale | min nibbles[16], 2-bit[64], d f16, dmi
     const float d = half_at(b + 80), dmin = half_at(b + 82);
     const uint8_t s0 = b[2 * sub], s1 = b[2 * sub + 1];
     const uint8_t* q = b + 16 + 32 * (sub / 4);
-    const int shift = static_cast<int>(2 * (sub & 3));
-    return affine((load_bytes(q) >> shift) & 3, (load_bytes(q + 16) >> shift) & 3, d * static_cast<float>(s0 & 15),
+    const size_t shift = 2 * (sub & 3);
+    return affine(bits_of(load_bytes(q), shift, 3), bits_of(load_bytes(q + 16), shift, 3), d * static_cast<float>(s0 & 15),
                   d * static_cast<float>(s1 & 15), -(dmin * static_cast<float>(s0 >> 4)),
                   -(dmin * static_cast<float>(s1 >> 4)));
   }
@@ -211,11 +234,11 @@ struct Source<DType::kQ3_K> {  // high bits[32], 2-bit[64], 6-bit scales[12], d 
   LR_INLINE Unit unit(const uint8_t* b, size_t sub) {
     const float d = half_at(b + 108);
     const uint8_t* q = b + 32 + 32 * (sub / 4);
-    const int shift = static_cast<int>(2 * (sub & 3));
+    const size_t shift = 2 * (sub & 3);
     const U8x16 bit = splat(static_cast<uint8_t>(1u << sub));
     // A clear high bit means minus 4.
     const U8x16 less0 = (U8x16)((load_bytes(b) & bit) == 0) & 4, less1 = (U8x16)((load_bytes(b + 16) & bit) == 0) & 4;
-    return scaled(((load_bytes(q) >> shift) & 3) - less0, ((load_bytes(q + 16) >> shift) & 3) - less1,
+    return scaled(bits_of(load_bytes(q), shift, 3) - less0, bits_of(load_bytes(q + 16), shift, 3) - less1,
                   d * scale(b + 96, 2 * sub), d * scale(b + 96, 2 * sub + 1));
   }
 };
@@ -226,8 +249,8 @@ struct Source<DType::kQ4_K> {  // d f16, dmin f16, scales[12], nibbles[128]
     const ScaleMin s = k4_scale_min(b + 4, sub);
     const float d = half_at(b) * static_cast<float>(s.scale), m = -(half_at(b + 2) * static_cast<float>(s.min));
     const uint8_t* q = b + 16 + 32 * (sub / 2);
-    const int shift = static_cast<int>(4 * (sub & 1));
-    return affine((load_bytes(q) >> shift) & 15, (load_bytes(q + 16) >> shift) & 15, d, d, m, m);
+    const size_t shift = 4 * (sub & 1);
+    return affine(bits_of(load_bytes(q), shift, 15), bits_of(load_bytes(q + 16), shift, 15), d, d, m, m);
   }
 };
 
@@ -237,9 +260,9 @@ struct Source<DType::kQ5_K> {  // d f16, dmin f16, scales[12], high bits[32], ni
     const ScaleMin s = k4_scale_min(b + 4, sub);
     const float d = half_at(b) * static_cast<float>(s.scale), m = -(half_at(b + 2) * static_cast<float>(s.min));
     const uint8_t* q = b + 48 + 32 * (sub / 2);
-    const int shift = static_cast<int>(4 * (sub & 1)), bit = static_cast<int>(sub);
-    const U8x16 high0 = ((load_bytes(b + 16) >> bit) & 1) << 4, high1 = ((load_bytes(b + 32) >> bit) & 1) << 4;
-    return affine(((load_bytes(q) >> shift) & 15) | high0, ((load_bytes(q + 16) >> shift) & 15) | high1, d, d, m, m);
+    const size_t shift = 4 * (sub & 1);
+    const U8x16 high0 = bits_of(load_bytes(b + 16), sub, 1) << 4, high1 = bits_of(load_bytes(b + 32), sub, 1) << 4;
+    return affine(bits_of(load_bytes(q), shift, 15) | high0, bits_of(load_bytes(q + 16), shift, 15) | high1, d, d, m, m);
   }
 };
 
@@ -250,9 +273,9 @@ struct Source<DType::kQ6_K> {  // low nibbles[128], high 2-bit[64], scales i8[16
     const size_t half = sub / 4, quarter = sub & 3;
     const uint8_t* low = b + 64 * half + 32 * (quarter & 1);
     const uint8_t* high = b + 128 + 32 * half;
-    const int nibble = quarter < 2 ? 0 : 4, pair = static_cast<int>(2 * quarter);
-    const U8x16 q0 = ((load_bytes(low) >> nibble) & 15) | (((load_bytes(high) >> pair) & 3) << 4);
-    const U8x16 q1 = ((load_bytes(low + 16) >> nibble) & 15) | (((load_bytes(high + 16) >> pair) & 3) << 4);
+    const size_t nibble = quarter < 2 ? 0 : 4, pair = 2 * quarter;
+    const U8x16 q0 = bits_of(load_bytes(low), nibble, 15) | (bits_of(load_bytes(high), pair, 3) << 4);
+    const U8x16 q1 = bits_of(load_bytes(low + 16), nibble, 15) | (bits_of(load_bytes(high + 16), pair, 3) << 4);
     const float s0 = static_cast<float>(static_cast<int8_t>(b[192 + 2 * sub]));
     const float s1 = static_cast<float>(static_cast<int8_t>(b[192 + 2 * sub + 1]));
     return scaled(q0 - 32, q1 - 32, d * s0, d * s1);

@@ -133,9 +133,13 @@ struct V {
     return x > y ? x : y;
   }
   LR_INLINE T load_bf16(const uint16_t* p) {
+#if defined(__SSE2__)
+    return (T)_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64((const __m128i*)p));
+#else
     I x;
     for (size_t i = 0; i < 4; ++i) x[i] = static_cast<int32_t>(static_cast<uint32_t>(p[i]) << 16);
     return (T)x;
+#endif
   }
   LR_INLINE T load_f16(const uint16_t* p) {
     T x;
