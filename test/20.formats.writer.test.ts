@@ -155,6 +155,24 @@ describe('writing safetensors', () => {
     });
   }
 
+  it('lets an exception of the caller through', async () => {
+    const thrown = new Error('mine');
+    const throws = () => {
+      throw thrown;
+    };
+    const traps: ProxyHandler<never[]> = { get: throws, ownKeys: throws };
+    for (const field of ['name', 'dtype', 'shape', 'data']) {
+      const tensor = Object.defineProperty({ ...one() }, field, { get: throws });
+      await assert.rejects(async () => write(path, [tensor]), thrown);
+    }
+    const holed = Object.defineProperty([0], 0, { get: throws });
+    await assert.rejects(async () => write(path, [one('a', { shape: holed })]), thrown);
+    await assert.rejects(async () => write(path, Object.defineProperty([one()], 0, { get: throws })), thrown);
+    await assert.rejects(async () => write(path, [one()], new Proxy({}, traps as object)), thrown);
+    await assert.rejects(async () => write(path, [one()], Object.defineProperty({}, 'x', { get: throws, enumerable: true })), thrown);
+    assert.deepEqual(readdirSync(join(path, '..')), []);
+  });
+
   it('refuses metadata that is not strings', async () => {
     await refusal(async () => write(path, [one()], { a: 1 } as never), 'INVALID_OPTION');
   });

@@ -48,6 +48,7 @@ std::string kind_of(const Napi::Value& value) {
 }
 
 bool refuse(const Napi::Value& value, const char* what, const char* expected) {
+  if (value.IsEmpty()) return false;  // a getter threw: its exception is pending
   throw_status(value.Env(), error(Code::kInvalidOption, "%s is %s; expected %s", what, kind_of(value).c_str(), expected));
   return false;
 }

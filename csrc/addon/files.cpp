@@ -28,9 +28,12 @@ class FileObject final : public Napi::ObjectWrap<FileObject> {
 
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, "NativeTensorFile",
-                       {InstanceAccessor<&FileObject::path>("path"), InstanceAccessor<&FileObject::format>("format"),
-                        InstanceMethod("tensors", &FileObject::tensors), InstanceMethod("metadata", &FileObject::metadata),
-                        InstanceMethod("read", &FileObject::read), InstanceMethod("readRaw", &FileObject::read_raw),
+                       {InstanceAccessor<&FileObject::path>("path"),
+                        InstanceAccessor<&FileObject::format>("format"),
+                        InstanceMethod("tensors", &FileObject::tensors),
+                        InstanceMethod("metadata", &FileObject::metadata),
+                        InstanceMethod("read", &FileObject::read),
+                        InstanceMethod("readRaw", &FileObject::read_raw),
                         InstanceMethod("close", &FileObject::close)});
   }
 
@@ -54,11 +57,13 @@ class FileObject final : public Napi::ObjectWrap<FileObject> {
   }
 
   Napi::Value path(const Napi::CallbackInfo& info) {
-    return is_open(info.Env()) ? Napi::String::New(info.Env(), file_->path()) : info.Env().Undefined();
+    return is_open(info.Env()) ? Napi::String::New(info.Env(), file_->path())
+                               : info.Env().Undefined();
   }
   Napi::Value format(const Napi::CallbackInfo& info) {
     if (!is_open(info.Env())) return info.Env().Undefined();
-    return Napi::String::New(info.Env(), file_->format() == FileFormat::kGguf ? "gguf" : "safetensors");
+    return Napi::String::New(info.Env(),
+                             file_->format() == FileFormat::kGguf ? "gguf" : "safetensors");
   }
   Napi::Value tensors(const Napi::CallbackInfo& info);
   Napi::Value metadata(const Napi::CallbackInfo& info);
@@ -80,7 +85,8 @@ Napi::Value FileObject::tensors(const Napi::CallbackInfo& info) {
   for (const TensorInfo& tensor : file_->tensors()) {
     const Napi::HandleScope scope(env);
     Napi::Array shape = Napi::Array::New(env, tensor.shape.size());
-    for (size_t i = 0; i < tensor.shape.size(); ++i) shape.Set(static_cast<uint32_t>(i), static_cast<double>(tensor.shape[i]));
+    for (size_t i = 0; i < tensor.shape.size(); ++i)
+      shape.Set(static_cast<uint32_t>(i), static_cast<double>(tensor.shape[i]));
     Napi::Object item = Napi::Object::New(env);
     item.Set("name", tensor.name);
     item.Set("dtype", tensor.type_name);
@@ -113,8 +119,9 @@ Napi::Value FileObject::read(const Napi::CallbackInfo& info) {
   if (!rows.ok()) return throw_status(env, rows.status()), env.Undefined();
   const size_t elements = rows.value().rows * rows.value().cols;
   if (elements > kMaxElements) {
-    throw_status(env, error(Code::kOutOfMemory, "%s: tensor %s has %zu elements; an array holds at most 2^32", file_->path().c_str(),
-                            quoted(tensor->name).c_str(), elements));
+    throw_status(env, error(Code::kOutOfMemory,
+                            "%s: tensor %s has %zu elements; an array holds at most 2^32",
+                            file_->path().c_str(), quoted(tensor->name).c_str(), elements));
     return env.Undefined();
   }
   Napi::Float32Array values = Napi::Float32Array::New(env, elements);
@@ -137,8 +144,9 @@ Napi::Value FileObject::read_raw(const Napi::CallbackInfo& info) {
   const TensorInfo* const tensor = argument(info);
   if (tensor == nullptr) return env.Undefined();
   if (tensor->bytes > kMaxElements) {
-    throw_status(env, error(Code::kOutOfMemory, "%s: tensor %s has %zu bytes; an array holds at most 2^32", file_->path().c_str(),
-                            quoted(tensor->name).c_str(), tensor->bytes));
+    throw_status(
+        env, error(Code::kOutOfMemory, "%s: tensor %s has %zu bytes; an array holds at most 2^32",
+                   file_->path().c_str(), quoted(tensor->name).c_str(), tensor->bytes));
     return env.Undefined();
   }
   Napi::Uint8Array bytes = Napi::Uint8Array::New(env, tensor->bytes);
@@ -148,15 +156,19 @@ Napi::Value FileObject::read_raw(const Napi::CallbackInfo& info) {
   return bytes;
 }
 
-// The bytes that a typed array, Buffer or DataView shows, without a copy. False where `value` is none of them.
+// The bytes that a typed array, Buffer or DataView shows, without a copy. False where `value` is
+// none of them.
 bool get_bytes(const Napi::Value& value, const void** data, size_t* bytes) {
   void* pointer = nullptr;
   if (value.IsTypedArray()) {
     const Napi::TypedArray array = value.As<Napi::TypedArray>();
-    if (napi_get_typedarray_info(value.Env(), value, nullptr, nullptr, &pointer, nullptr, nullptr) != napi_ok) return false;
+    if (napi_get_typedarray_info(value.Env(), value, nullptr, nullptr, &pointer, nullptr,
+                                 nullptr) != napi_ok)
+      return false;
     *bytes = array.ByteLength();
   } else if (value.IsDataView()) {
-    if (napi_get_dataview_info(value.Env(), value, bytes, &pointer, nullptr, nullptr) != napi_ok) return false;
+    if (napi_get_dataview_info(value.Env(), value, bytes, &pointer, nullptr, nullptr) != napi_ok)
+      return false;
   } else {
     return false;
   }
@@ -171,41 +183,59 @@ bool get_dtype(const Napi::Value& value, const std::string& tensor, DType* out) 
     *out = static_cast<DType>(i);
     if (name == dtype_info(*out).name) return true;
   }
-  throw_status(value.Env(), error(Code::kInvalidOption, "tensor %s has the dtype %s; expected a type such as F32, BF16 or I64",
-                                  quoted(tensor).c_str(), quoted(name).c_str()));
+  throw_status(value.Env(),
+               error(Code::kInvalidOption,
+                     "tensor %s has the dtype %s; expected a type such as F32, BF16 or I64",
+                     quoted(tensor).c_str(), quoted(name).c_str()));
   return false;
 }
 
-// Leaves the object that holds the bytes in `keep`.
-bool get_tensor(const Napi::Value& value, TensorToWrite* out, Napi::Array keep) {
-  const Napi::Env env = value.Env();
-  if (!value.IsObject()) return throw_status(env, error(Code::kInvalidOption, "a tensor to write is not an object")), false;
-  const Napi::Object object = value.As<Napi::Object>();
-  if (!get_string(object.Get("name"), "a tensor's name", &out->name)) return false;
-  if (!get_dtype(object.Get("dtype"), out->name, &out->dtype)) return false;
-  const Napi::Value shape = object.Get("shape");
-  if (!shape.IsArray()) {
-    return throw_status(env, error(Code::kInvalidOption, "the shape of tensor %s is not an array", quoted(out->name).c_str())), false;
+// Throws and is false. A getter or proxy of the caller's may have thrown already: that stays.
+bool refuse(Napi::Env env, const Status& status) {
+  if (!env.IsExceptionPending()) throw_status(env, status);
+  return false;
+}
+
+bool get_shape(Napi::Env env, const Napi::Value& value, TensorToWrite* out) {
+  if (!value.IsArray()) {
+    return refuse(env, error(Code::kInvalidOption, "the shape of tensor %s is not an array",
+                             quoted(out->name).c_str()));
   }
-  const Napi::Array dimensions = shape.As<Napi::Array>();
+  const Napi::Array dimensions = value.As<Napi::Array>();
   for (uint32_t i = 0; i < dimensions.Length(); ++i) {
     size_t dimension = 0;
     if (!get_size(dimensions.Get(i), "a tensor's dimension", &dimension)) return false;
     out->shape.push_back(dimension);
   }
+  return true;
+}
+
+// Leaves the object that holds the bytes in `keep`.
+bool get_tensor(Napi::Env env, const Napi::Value& value, TensorToWrite* out, Napi::Array keep) {
+  if (!value.IsObject()) {
+    return refuse(env, error(Code::kInvalidOption, "a tensor to write is not an object"));
+  }
+  const Napi::Object object = value.As<Napi::Object>();
+  if (!get_string(object.Get("name"), "a tensor's name", &out->name)) return false;
+  if (!get_dtype(object.Get("dtype"), out->name, &out->dtype)) return false;
+  if (!get_shape(env, object.Get("shape"), out)) return false;
   const Napi::Value data = object.Get("data");
   if (!get_bytes(data, &out->data, &out->bytes)) {
-    return throw_status(env, error(Code::kInvalidOption, "the data of tensor %s is no typed array", quoted(out->name).c_str())), false;
+    return refuse(env, error(Code::kInvalidOption, "the data of tensor %s is no typed array",
+                             quoted(out->name).c_str()));
   }
   keep.Set(keep.Length(), data);
   return true;
 }
 
-bool get_metadata(const Napi::Value& value, MetadataStrings* out) {
+bool get_metadata(Napi::Env env, const Napi::Value& value, MetadataStrings* out) {
   if (value.IsUndefined() || value.IsNull()) return true;
-  if (!value.IsObject()) return throw_status(value.Env(), error(Code::kInvalidOption, "metadata is not an object")), false;
+  if (!value.IsObject()) {
+    return refuse(env, error(Code::kInvalidOption, "metadata is not an object"));
+  }
   const Napi::Object object = value.As<Napi::Object>();
   const Napi::Array keys = object.GetPropertyNames();
+  if (keys.IsEmpty()) return false;
   for (uint32_t i = 0; i < keys.Length(); ++i) {
     const Napi::Value key = keys.Get(i);
     std::string text;
@@ -215,8 +245,9 @@ bool get_metadata(const Napi::Value& value, MetadataStrings* out) {
   return true;
 }
 
-// writeSafetensors(path, tensors, metadata): checks on this thread, writes on another. The arrays are kept alive and read in
-// place until the promise settles: changing or transferring one meanwhile changes what is written.
+// writeSafetensors(path, tensors, metadata): checks on this thread, writes on another. The arrays
+// are kept alive and read in place until the promise settles: changing or transferring one
+// meanwhile changes what is written.
 Napi::Value write_safetensors_async(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   struct Job {
@@ -226,18 +257,23 @@ Napi::Value write_safetensors_async(const Napi::CallbackInfo& info) {
   };
   const auto job = std::make_shared<Job>();
   if (!get_string(info[0], "path", &job->path)) return env.Undefined();
-  if (!info[1].IsArray()) return throw_status(env, error(Code::kInvalidOption, "tensors is not an array")), env.Undefined();
+  if (!info[1].IsArray())
+    return throw_status(env, error(Code::kInvalidOption, "tensors is not an array")),
+           env.Undefined();
   const Napi::Array tensors = info[1].As<Napi::Array>();
   const Napi::Array keep = Napi::Array::New(env);
   for (uint32_t i = 0; i < tensors.Length(); ++i) {
     const Napi::HandleScope scope(env);
     TensorToWrite tensor;
-    if (!get_tensor(tensors.Get(i), &tensor, keep)) return env.Undefined();
+    if (!get_tensor(env, tensors.Get(i), &tensor, keep)) return env.Undefined();
     job->tensors.push_back(std::move(tensor));
   }
-  if (!get_metadata(info[2], &job->metadata)) return env.Undefined();
+  if (!get_metadata(env, info[2], &job->metadata)) return env.Undefined();
   return run_async(
-      env, [job] { return write_safetensors(job->path, std::move(job->tensors), std::move(job->metadata)); },
+      env,
+      [job] {
+        return write_safetensors(job->path, std::move(job->tensors), std::move(job->metadata));
+      },
       [](Napi::Env done) { return done.Undefined(); }, keep);
 }
 
@@ -254,12 +290,15 @@ std::shared_ptr<TensorFile> unwrap_file(const Napi::Value& value) {
 }
 
 void register_files(Napi::Env env, Napi::Object exports) {
-  const auto file_class = std::make_shared<Napi::FunctionReference>(Napi::Persistent(FileObject::define(env)));
-  exports.Set("openTensorFile", Napi::Function::New(env, [file_class](const Napi::CallbackInfo& info) -> Napi::Value {
+  const auto file_class =
+      std::make_shared<Napi::FunctionReference>(Napi::Persistent(FileObject::define(env)));
+  exports.Set("openTensorFile",
+              Napi::Function::New(env, [file_class](const Napi::CallbackInfo& info) -> Napi::Value {
                 std::string path;
                 if (!get_string(info[0], "path", &path)) return info.Env().Undefined();
                 Result<std::shared_ptr<TensorFile>> file = TensorFile::open(path);
-                if (!file.ok()) return throw_status(info.Env(), file.status()), info.Env().Undefined();
+                if (!file.ok())
+                  return throw_status(info.Env(), file.status()), info.Env().Undefined();
                 Napi::Object object = file_class->New({});
                 object.TypeTag(&kFileTag);
                 FileObject::Unwrap(object)->set(std::move(file.value()));

@@ -1,4 +1,5 @@
-// The JavaScript object over TensorFile, and the safetensors writer: openTensorFile and writeSafetensors of lib/native.ts.
+// The JavaScript object over TensorFile, and the safetensors writer: openTensorFile and
+// writeSafetensors of lib/native.ts.
 #pragma once
 
 #include <napi.h>
@@ -11,8 +12,8 @@ namespace lowrank::addon {
 
 void register_files(Napi::Env env, Napi::Object exports);
 
-// The file behind a NativeTensorFile, which outlives its close() in whoever holds this. Null after throwing INVALID_OPTION where
-// `value` is none, or is closed.
+// The file behind a NativeTensorFile, which outlives its close() in whoever holds this. Null after
+// throwing INVALID_OPTION where `value` is none, or is closed.
 std::shared_ptr<TensorFile> unwrap_file(const Napi::Value& value);
 
 }  // namespace lowrank::addon

@@ -14,8 +14,10 @@
 namespace lowrank {
 namespace {
 
-constexpr size_t kLargestWrite = size_t{1} << 30;  // Linux writes at most 2 GiB - 4 KiB at a time, macOS fails beyond 2 GiB
-constexpr int kAttempts = 100;                     // at names that are taken by leftovers of an earlier process of our number
+constexpr size_t kLargestWrite =
+    size_t{1} << 30;  // Linux writes at most 2 GiB - 4 KiB at a time, macOS fails beyond 2 GiB
+constexpr int kAttempts =
+    100;  // at names that are taken by leftovers of an earlier process of our number
 
 std::string next_temporary(const std::string& path) {
   static std::atomic<unsigned> number{0};
@@ -74,8 +76,10 @@ Status AtomicFile::commit() {
   if (fsync(descriptor_) != 0) return fail("flush", temporary_);
   const int descriptor = descriptor_;
   descriptor_ = -1;
-  if (close(descriptor) != 0 && errno != EINTR) return fail("close", temporary_);  // EINTR: closed all the same
-  if (std::rename(temporary_.c_str(), path_.c_str()) != 0) return fail("rename the temporary file to", path_);
+  if (close(descriptor) != 0 && errno != EINTR)
+    return fail("close", temporary_);  // EINTR: closed all the same
+  if (std::rename(temporary_.c_str(), path_.c_str()) != 0)
+    return fail("rename the temporary file to", path_);
   temporary_.clear();
   return sync_folder();
 }
@@ -85,7 +89,8 @@ Status AtomicFile::sync_folder() const {
   const std::string folder = folder_of(path_);
   const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (descriptor < 0) return fail("open", folder);
-  const bool failed = fsync(descriptor) != 0 && errno != EINVAL;  // EINVAL: this file system flushes no folders
+  const bool failed =
+      fsync(descriptor) != 0 && errno != EINVAL;  // EINVAL: this file system flushes no folders
   const Status status = failed ? fail("flush", folder) : Status();
   close(descriptor);
   return status;

@@ -1,4 +1,5 @@
-// A file that appears under its name only when it is whole: written beside it under a temporary name, flushed to the disk, renamed.
+// A file that appears under its name only when it is whole: written beside it under a temporary
+// name, flushed to the disk, renamed.
 #pragma once
 
 #include <cstddef>
@@ -8,8 +9,8 @@
 
 namespace lowrank {
 
-// Every error is IO_ERROR and names the file. Unless commit() succeeded, the destructor removes the temporary file, and what was at `path`
-// before is untouched.
+// Every error is IO_ERROR and names the file. Unless commit() succeeded, the destructor removes the
+// temporary file, and what was at `path` before is untouched.
 class AtomicFile {
  public:
   explicit AtomicFile(std::string path) : path_(std::move(path)) {}
@@ -20,7 +21,8 @@ class AtomicFile {
   // Creates `<path>.tmp-<process id>-<number>`.
   Status open();
   Status write(const void* data, size_t bytes);
-  // fsync, rename, fsync of the folder. Where only the last of these fails the new file is in place, but may not outlive a loss of power.
+  // fsync, rename, fsync of the folder. Where only the last of these fails the new file is in
+  // place, but may not outlive a loss of power.
   Status commit();
 
  private:

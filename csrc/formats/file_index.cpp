@@ -8,8 +8,9 @@
 namespace lowrank {
 namespace {
 
-Status refuse_duplicates(const std::vector<std::string_view>& names, const std::vector<size_t>& order, const char* what,
-                         Code code, const std::string& path) {
+Status refuse_duplicates(const std::vector<std::string_view>& names,
+                         const std::vector<size_t>& order, const char* what, Code code,
+                         const std::string& path) {
   for (size_t i = 1; i < order.size(); ++i) {
     if (names[order[i]] != names[order[i - 1]]) continue;
     return error(code, "%s: %s %s is there twice; expected every name once", path.c_str(), what,

@@ -18,7 +18,8 @@ namespace lowrank {
 class GgufCursor {
  public:
   // Errors are INVALID_GGUF and begin with `where`. Both must outlive the cursor.
-  GgufCursor(const FileBytes& file, const std::string& where, size_t at = 0) : file_(file), where_(where), at_(at) {}
+  GgufCursor(const FileBytes& file, const std::string& where, size_t at = 0)
+      : file_(file), where_(where), at_(at) {}
 
   size_t at() const { return at_; }
   void seek(size_t at) { at_ = at; }
@@ -46,7 +47,8 @@ class GgufCursor {
   // Passes over a value of `type`, checking it. `depth`: arrays that it lies in.
   Status skip_value(uint32_t type, size_t depth = 0);
 
-  // Decodes a value of `type`. An array of more than 2^22 elements is refused: decoded, it takes many times its bytes.
+  // Decodes a value of `type`. An array of more than 2^22 elements is refused: decoded, it takes
+  // many times its bytes.
   Status read_value(uint32_t type, MetadataValue* out, size_t depth = 0);
 
   [[gnu::format(printf, 2, 3)]] Status fail(const char* format, ...) const;

@@ -21,7 +21,9 @@ int hex_digit(char c) {
 }
 
 void append_utf8(uint32_t point, std::string* out) {
-  const auto continuation = [&](int shift) { out->push_back(static_cast<char>(0x80 | ((point >> shift) & 0x3f))); };
+  const auto continuation = [&](int shift) {
+    out->push_back(static_cast<char>(0x80 | ((point >> shift) & 0x3f)));
+  };
   if (point < 0x80) {
     out->push_back(static_cast<char>(point));
   } else if (point < 0x800) {
@@ -43,7 +45,8 @@ void append_utf8(uint32_t point, std::string* out) {
 
 Status JsonScanner::fail(const char* expected) const {
   if (at_ >= text_.size()) {
-    return error(code_, "%s: the header ends at byte %zu; expected %s", where_.c_str(), at_, expected);
+    return error(code_, "%s: the header ends at byte %zu; expected %s", where_.c_str(), at_,
+                 expected);
   }
   return error(code_, "%s: header byte %zu: found %s; expected %s", where_.c_str(), at_,
                quoted(text_.substr(at_, 16)).c_str(), expected);
@@ -91,7 +94,8 @@ Status JsonScanner::string(std::string* out, size_t limit) {
   while (at_ < text_.size()) {
     const size_t start = at_;
     while (at_ < text_.size() && is_plain(text_[at_])) ++at_;
-    if (at_ > start && out->size() < limit) out->append(text_.substr(start, std::min(at_ - start, limit - out->size())));
+    if (at_ > start && out->size() < limit)
+      out->append(text_.substr(start, std::min(at_ - start, limit - out->size())));
     if (at_ == text_.size()) break;
     const unsigned char c = static_cast<unsigned char>(text_[at_]);
     if (c == '"') {
@@ -126,7 +130,8 @@ Status JsonScanner::escape(std::string* out) {
   LR_RETURN_IF_ERROR(unicode_escape(&point));
   if (point >= 0xd800 && point < 0xe000) {
     uint32_t low = 0;
-    if (point >= 0xdc00 || text_.substr(at_, 2) != "\\u") return fail("the second half of a surrogate pair");
+    if (point >= 0xdc00 || text_.substr(at_, 2) != "\\u")
+      return fail("the second half of a surrogate pair");
     LR_RETURN_IF_ERROR(unicode_escape(&low));
     if (low < 0xdc00 || low >= 0xe000) return fail("a surrogate pair before this");
     point = 0x10000 + ((point - 0xd800) << 10) + (low - 0xdc00);
@@ -153,8 +158,9 @@ Status JsonScanner::unsigned_integer(uint64_t* out) {
   const size_t start = at_;
   uint64_t value = 0;
   while (at_ < text_.size() && is_digit(text_[at_])) {
-    const bool overflows = __builtin_mul_overflow(value, uint64_t{10}, &value) ||
-                           __builtin_add_overflow(value, static_cast<uint64_t>(text_[at_] - '0'), &value);
+    const bool overflows =
+        __builtin_mul_overflow(value, uint64_t{10}, &value) ||
+        __builtin_add_overflow(value, static_cast<uint64_t>(text_[at_] - '0'), &value);
     if (overflows) {
       at_ = start;
       return fail(kExpected);

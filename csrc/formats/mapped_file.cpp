@@ -66,7 +66,8 @@ Result<std::shared_ptr<const MappedFile>> MappedFile::open(const std::string& pa
   }
   if (!S_ISREG(status.st_mode)) {
     close(descriptor);
-    return error(Code::kIoError, "%s is %s; expected a regular file", path.c_str(), kind_of(status.st_mode));
+    return error(Code::kIoError, "%s is %s; expected a regular file", path.c_str(),
+                 kind_of(status.st_mode));
   }
   const std::shared_ptr<MappedFile> file(new MappedFile(path, descriptor, status));
   LR_RETURN_IF_ERROR(file->map());
@@ -91,15 +92,19 @@ Status MappedFile::check_unchanged() const {
     return error(Code::kIoError, "cannot examine %s: %s", path_.c_str(), std::strerror(errno));
   }
   if (static_cast<size_t>(status.st_size) != size_) {
-    return error(Code::kIoError, "%s changed while it was open: it has %lld bytes now; expected %zu", path_.c_str(),
+    return error(Code::kIoError,
+                 "%s changed while it was open: it has %lld bytes now; expected %zu", path_.c_str(),
                  static_cast<long long>(status.st_size), size_);
   }
   if (guard_ != nullptr && guard_->damaged()) {
-    return error(Code::kIoError, "a part of %s could not be read: it was truncated while it was open, or its disk failed",
-                 path_.c_str());
+    return error(
+        Code::kIoError,
+        "a part of %s could not be read: it was truncated while it was open, or its disk failed",
+        path_.c_str());
   }
   if (modification_time(status) != modified_) {
-    return error(Code::kIoError, "%s was written to while it was open; open it again", path_.c_str());
+    return error(Code::kIoError, "%s was written to while it was open; open it again",
+                 path_.c_str());
   }
   return Status();
 }

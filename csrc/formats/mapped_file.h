@@ -1,5 +1,6 @@
-// A regular file mapped read-only. Nothing is read before it is touched, so a file may be larger than memory. The
-// pages belong to the page cache; the file may be changed by others at any time, which check_unchanged() tells.
+// A regular file mapped read-only. Nothing is read before it is touched, so a file may be larger
+// than memory. The pages belong to the page cache; the file may be changed by others at any time,
+// which check_unchanged() tells.
 #pragma once
 
 #include <sys/stat.h>
@@ -16,8 +17,8 @@ namespace lowrank {
 
 class MappedFile {
  public:
-  // FILE_NOT_FOUND, or IO_ERROR where `path` is a folder, pipe or device, or cannot be opened or mapped. Never blocks on a
-  // pipe. An empty file maps to size 0.
+  // FILE_NOT_FOUND, or IO_ERROR where `path` is a folder, pipe or device, or cannot be opened or
+  // mapped. Never blocks on a pipe. An empty file maps to size 0.
   static Result<std::shared_ptr<const MappedFile>> open(const std::string& path);
 
   ~MappedFile();
@@ -28,11 +29,13 @@ class MappedFile {
   const unsigned char* data() const { return static_cast<const unsigned char*>(data_); }
   size_t size() const { return size_; }
 
-  // IO_ERROR where the file was written to or truncated since it was opened. A file that was replaced under its name (as
-  // every careful writer does) or deleted is unchanged: the mapping keeps the old one.
+  // IO_ERROR where the file was written to or truncated since it was opened. A file that was
+  // replaced under its name (as every careful writer does) or deleted is unchanged: the mapping
+  // keeps the old one.
   Status check_unchanged() const;
 
-  // Gives back the resident pages that lie wholly inside [begin, end); they are read again when touched again.
+  // Gives back the resident pages that lie wholly inside [begin, end); they are read again when
+  // touched again.
   void release(size_t begin, size_t end) const;
 
  private:
@@ -40,7 +43,8 @@ class MappedFile {
   Status map();
 
   std::string path_;
-  int descriptor_;  // kept open: check_unchanged() must see this very inode, whatever its name leads to by then
+  int descriptor_;  // kept open: check_unchanged() must see this very inode, whatever its name
+                    // leads to by then
   size_t size_;
   int64_t modified_;  // nanoseconds
   void* data_ = nullptr;
@@ -53,7 +57,8 @@ struct FileBytes {
   size_t size = 0;
   const MappedFile* mapping = nullptr;
 
-  // Called with what is read and not needed again, so that walking a large header does not fill memory.
+  // Called with what is read and not needed again, so that walking a large header does not fill
+  // memory.
   void release(size_t begin, size_t end) const {
     if (mapping != nullptr) mapping->release(begin, end);
   }

@@ -12,8 +12,9 @@ namespace lowrank {
 namespace {
 
 constexpr size_t kLengthBytes = 8;
-constexpr size_t kMaxDims = 64;            // NumPy's limit; a header may claim millions
-constexpr size_t kShownName = 256;         // of a name, where it is only needed for messages and comparisons
+constexpr size_t kMaxDims = 64;  // NumPy's limit; a header may claim millions
+constexpr size_t kShownName =
+    256;  // of a name, where it is only needed for messages and comparisons
 constexpr size_t kReleaseEvery = 8 << 20;  // bytes of header
 
 // A tensor as the header gives it.
@@ -24,16 +25,19 @@ struct Entry {
   size_t begin = 0, end = 0;  // in the data part
 };
 
-// Walks over the header. It is walked twice: once to check it in constant memory, once to collect what it holds, so
-// that a hostile header is refused before it can make us allocate in its proportion.
+// Walks over the header. It is walked twice: once to check it in constant memory, once to collect
+// what it holds, so that a hostile header is refused before it can make us allocate in its
+// proportion.
 class HeaderWalk {
  public:
-  HeaderWalk(const FileBytes& file, const std::string& path, size_t header_bytes, FileIndex* collect)
+  HeaderWalk(const FileBytes& file, const std::string& path, size_t header_bytes,
+             FileIndex* collect)
       : file_(file),
         path_(path),
         data_bytes_(file.size - kLengthBytes - header_bytes),
         data_(file.data + kLengthBytes + header_bytes),
-        scanner_({reinterpret_cast<const char*>(file.data) + kLengthBytes, header_bytes}, Code::kInvalidSafetensors, path),
+        scanner_({reinterpret_cast<const char*>(file.data) + kLengthBytes, header_bytes},
+                 Code::kInvalidSafetensors, path),
         collect_(collect) {}
 
   Status run() {
@@ -58,13 +62,15 @@ class HeaderWalk {
     LR_RETURN_IF_ERROR(scanner_.string(&entry_.name, name_limit()));
     LR_RETURN_IF_ERROR(scanner_.expect(':'));
     if (entry_.name == "__metadata__") return metadata();
-    if (++tensors_ > kMaxTensors) return refuse("comes after %zu others; expected at most that many", kMaxTensors);
+    if (++tensors_ > kMaxTensors)
+      return refuse("comes after %zu others; expected at most that many", kMaxTensors);
     return tensor();
   }
 
   Status metadata() {
     if (metadata_seen_) {
-      return error(Code::kInvalidSafetensors, "%s: '__metadata__' is there twice; expected it once", path_.c_str());
+      return error(Code::kInvalidSafetensors, "%s: '__metadata__' is there twice; expected it once",
+                   path_.c_str());
     }
     metadata_seen_ = true;
     if (scanner_.consume_null()) return Status();
@@ -76,8 +82,9 @@ class HeaderWalk {
       LR_RETURN_IF_ERROR(scanner_.expect(':'));
       LR_RETURN_IF_ERROR(scanner_.string(&text, name_limit()));
       if (++metadata_entries_ > kMaxMetadata) {
-        return error(Code::kInvalidSafetensors, "%s: '__metadata__' has more than %zu keys; expected at most that", path_.c_str(),
-                     kMaxMetadata);
+        return error(Code::kInvalidSafetensors,
+                     "%s: '__metadata__' has more than %zu keys; expected at most that",
+                     path_.c_str(), kMaxMetadata);
       }
       if (collect_ != nullptr) collect_->metadata.push_back({std::move(key), std::move(text)});
     } while (scanner_.consume(','));
@@ -107,8 +114,12 @@ class HeaderWalk {
       } while (scanner_.consume(','));
       LR_RETURN_IF_ERROR(scanner_.expect('}'));
     }
-    const char* const missing = !has_dtype ? "dtype" : !has_shape ? "shape" : !has_offsets ? "data_offsets" : nullptr;
-    if (missing != nullptr) return refuse("has no '%s'; expected dtype, shape and data_offsets", missing);
+    const char* const missing = !has_dtype     ? "dtype"
+                                : !has_shape   ? "shape"
+                                : !has_offsets ? "data_offsets"
+                                               : nullptr;
+    if (missing != nullptr)
+      return refuse("has no '%s'; expected dtype, shape and data_offsets", missing);
     return finish();
   }
 
@@ -123,7 +134,8 @@ class HeaderWalk {
     LR_RETURN_IF_ERROR(scanner_.string(&name, kShownName));
     entry_.type = find_safetensors_type(name);
     if (entry_.type != nullptr) return Status();
-    return refuse("has the dtype %s; expected one of safetensors', such as F32 or BF16", quoted(name).c_str());
+    return refuse("has the dtype %s; expected one of safetensors', such as F32 or BF16",
+                  quoted(name).c_str());
   }
 
   Status shape() {
@@ -133,7 +145,8 @@ class HeaderWalk {
     do {
       uint64_t dimension = 0;
       LR_RETURN_IF_ERROR(scanner_.unsigned_integer(&dimension));
-      if (entry_.shape.size() == kMaxDims) return refuse("has more than 64 dimensions; expected at most that");
+      if (entry_.shape.size() == kMaxDims)
+        return refuse("has more than 64 dimensions; expected at most that");
       entry_.shape.push_back(dimension);
     } while (scanner_.consume(','));
     return scanner_.expect(']');
@@ -154,23 +167,28 @@ class HeaderWalk {
   // Checks what concerns this tensor alone.
   Status finish() {
     if (entry_.end < entry_.begin || entry_.end > data_bytes_) {
-      return refuse("has the data_offsets [%zu, %zu]; expected ascending ones within the file's %zu bytes of data", entry_.begin,
-                    entry_.end, data_bytes_);
+      return refuse(
+          "has the data_offsets [%zu, %zu]; expected ascending ones within the file's %zu bytes of "
+          "data",
+          entry_.begin, entry_.end, data_bytes_);
     }
-    size_t bits = 1;  // in the reference's order: [2^40, 2^40, 0] overflows, [0, 2^40, 2^40] does not
+    size_t bits =
+        1;  // in the reference's order: [2^40, 2^40, 0] overflows, [0, 2^40, 2^40] does not
     bool fits = true;
     for (const size_t dimension : entry_.shape) fits = fits && checked_mul(bits, dimension, &bits);
     fits = fits && checked_mul(bits, entry_.type->bits, &bits);
     const std::string shape = entry_.type->name + (" " + shape_text(entry_.shape));
     if (!fits || bits % 8 != 0) {
-      return refuse("is %.300s; expected a size that is a whole number of bytes below 2^61", shape.c_str());
+      return refuse("is %.300s; expected a size that is a whole number of bytes below 2^61",
+                    shape.c_str());
     }
     if (entry_.end - entry_.begin != bits / 8) {
-      return refuse("has %zu bytes of data; expected %zu for %.300s", entry_.end - entry_.begin, bits / 8, shape.c_str());
+      return refuse("has %zu bytes of data; expected %zu for %.300s", entry_.end - entry_.begin,
+                    bits / 8, shape.c_str());
     }
     if (collect_ != nullptr) {
-      collect_->tensors.push_back({std::move(entry_.name), entry_.type->dtype, entry_.type->name, entry_.shape,
-                                   data_ + entry_.begin, bits / 8});
+      collect_->tensors.push_back({std::move(entry_.name), entry_.type->dtype, entry_.type->name,
+                                   entry_.shape, data_ + entry_.begin, bits / 8});
     }
     return Status();
   }
@@ -189,7 +207,8 @@ class HeaderWalk {
     char text[512];
     std::vsnprintf(text, sizeof text, what, args);
     va_end(args);
-    return error(Code::kInvalidSafetensors, "%s: tensor %s %s", path_.c_str(), quoted(entry_.name).c_str(), text);
+    return error(Code::kInvalidSafetensors, "%s: tensor %s %s", path_.c_str(),
+                 quoted(entry_.name).c_str(), text);
   }
 
   const FileBytes& file_;
@@ -205,36 +224,45 @@ class HeaderWalk {
 };
 
 // Tensors, sorted by their data, must cover it from end to end, each byte once.
-Status check_coverage(const std::vector<TensorInfo>& tensors, const unsigned char* data, size_t data_bytes,
-                      const std::string& path) {
+Status check_coverage(const std::vector<TensorInfo>& tensors, const unsigned char* data,
+                      size_t data_bytes, const std::string& path) {
   const unsigned char* covered = data;
   for (const TensorInfo& tensor : tensors) {
     if (tensor.data != covered) {
-      return error(Code::kInvalidSafetensors, "%s: tensor %s begins at byte %td of the data; expected %td, where the one before it ends",
+      return error(Code::kInvalidSafetensors,
+                   "%s: tensor %s begins at byte %td of the data; expected %td, where the one "
+                   "before it ends",
                    path.c_str(), quoted(tensor.name).c_str(), tensor.data - data, covered - data);
     }
     covered += tensor.bytes;
   }
   const size_t total = static_cast<size_t>(covered - data);
   if (total == data_bytes) return Status();
-  return error(Code::kInvalidSafetensors, "%s: the tensors end at byte %zu of the data; expected %zu, where the file ends", path.c_str(),
-               total, data_bytes);
+  return error(Code::kInvalidSafetensors,
+               "%s: the tensors end at byte %zu of the data; expected %zu, where the file ends",
+               path.c_str(), total, data_bytes);
 }
 
 Result<size_t> header_length(const FileBytes& file, const std::string& path) {
   if (file.size < kLengthBytes) {
-    return error(Code::kInvalidSafetensors, "%s has %zu bytes; expected a safetensors file, which has at least 8", path.c_str(),
-                 file.size);
+    return error(Code::kInvalidSafetensors,
+                 "%s has %zu bytes; expected a safetensors file, which has at least 8",
+                 path.c_str(), file.size);
   }
   uint64_t length = 0;
   for (size_t i = 0; i < kLengthBytes; ++i) length |= uint64_t{file.data[i]} << (8 * i);
   if (length > kMaxSafetensorsHeader) {
-    return error(Code::kInvalidSafetensors, "%s: the header has %llu bytes; expected at most 100000000 (is this a safetensors file?)",
-                 path.c_str(), static_cast<unsigned long long>(length));
+    return error(
+        Code::kInvalidSafetensors,
+        "%s: the header has %llu bytes; expected at most 100000000 (is this a safetensors file?)",
+        path.c_str(), static_cast<unsigned long long>(length));
   }
   if (length > file.size - kLengthBytes) {
-    return error(Code::kInvalidSafetensors, "%s: the header has %llu bytes; expected at most the %zu that the file has after its length "
-                 "(it may be truncated)", path.c_str(), static_cast<unsigned long long>(length), file.size - kLengthBytes);
+    return error(Code::kInvalidSafetensors,
+                 "%s: the header has %llu bytes; expected at most the %zu that the file has after "
+                 "its length "
+                 "(it may be truncated)",
+                 path.c_str(), static_cast<unsigned long long>(length), file.size - kLengthBytes);
   }
   return static_cast<size_t>(length);
 }
@@ -249,9 +277,12 @@ Result<FileIndex> read_safetensors_index(const FileBytes& file, const std::strin
   FileIndex index;
   HeaderWalk walk(file, path, length.value(), &index);
   LR_RETURN_IF_ERROR(walk.run());
-  std::sort(index.tensors.begin(), index.tensors.end(), [](const TensorInfo& a, const TensorInfo& b) {
-    return a.data != b.data ? a.data < b.data : a.bytes != b.bytes ? a.bytes < b.bytes : a.name < b.name;
-  });
+  std::sort(index.tensors.begin(), index.tensors.end(),
+            [](const TensorInfo& a, const TensorInfo& b) {
+              return a.data != b.data     ? a.data < b.data
+                     : a.bytes != b.bytes ? a.bytes < b.bytes
+                                          : a.name < b.name;
+            });
   // Before the coverage, which a name that is there twice breaks too.
   LR_RETURN_IF_ERROR(index_tensors(&index, Code::kInvalidSafetensors, path));
   LR_RETURN_IF_ERROR(index_metadata(&index, Code::kInvalidSafetensors, path));

@@ -30,25 +30,29 @@ Status check_text(const std::string& text, const char* what) {
 Status check_tensor(const TensorToWrite& tensor) {
   const std::string name = quoted(tensor.name);
   LR_RETURN_IF_ERROR(check_text(tensor.name, "tensor name"));
-  if (tensor.name == "__metadata__") return error(Code::kInvalidOption, "tensor name '__metadata__' is reserved by safetensors");
+  if (tensor.name == "__metadata__")
+    return error(Code::kInvalidOption, "tensor name '__metadata__' is reserved by safetensors");
   const SafetensorsType* const type = type_of(tensor.dtype);
   if (type == nullptr) {
-    return error(Code::kInvalidOption, "tensor %s is of type %s; expected a type that safetensors has", name.c_str(),
+    return error(Code::kInvalidOption,
+                 "tensor %s is of type %s; expected a type that safetensors has", name.c_str(),
                  dtype_info(tensor.dtype).name);
   }
   size_t bytes = type->bits / 8;
   bool fits = true;
   for (const size_t dimension : tensor.shape) fits = fits && checked_mul(bytes, dimension, &bytes);
   if (fits && bytes == tensor.bytes) return Status();
-  return error(Code::kShapeMismatch, "tensor %s has %zu bytes; expected %s for %s %s", name.c_str(), tensor.bytes,
-               fits ? std::to_string(bytes).c_str() : "more than there can be", type->name, shape_text(tensor.shape).c_str());
+  return error(Code::kShapeMismatch, "tensor %s has %zu bytes; expected %s for %s %s", name.c_str(),
+               tensor.bytes, fits ? std::to_string(bytes).c_str() : "more than there can be",
+               type->name, shape_text(tensor.shape).c_str());
 }
 
 template <class Items, class Key>
 Status check_distinct(const Items& sorted, const char* what, Key key) {
   for (size_t i = 1; i < sorted.size(); ++i) {
     if (key(sorted[i]) != key(sorted[i - 1])) continue;
-    return error(Code::kInvalidOption, "%s %s is there twice; expected every one once", what, quoted(key(sorted[i])).c_str());
+    return error(Code::kInvalidOption, "%s %s is there twice; expected every one once", what,
+                 quoted(key(sorted[i])).c_str());
   }
   return Status();
 }
@@ -96,7 +100,8 @@ void append_tensor(const TensorToWrite& tensor, size_t begin, std::string* out) 
     if (i > 0) *out += ',';
     *out += std::to_string(tensor.shape[i]);
   }
-  *out += "],\"data_offsets\":[" + std::to_string(begin) + "," + std::to_string(begin + tensor.bytes) + "]}";
+  *out += "],\"data_offsets\":[" + std::to_string(begin) + "," +
+          std::to_string(begin + tensor.bytes) + "]}";
 }
 
 std::string header_of(const std::vector<TensorToWrite>& tensors, const MetadataStrings& metadata) {
@@ -115,34 +120,43 @@ std::string header_of(const std::vector<TensorToWrite>& tensors, const MetadataS
 
 Status check_all(std::vector<TensorToWrite>* tensors, MetadataStrings* metadata) {
   for (const TensorToWrite& tensor : *tensors) LR_RETURN_IF_ERROR(check_tensor(tensor));
-  std::sort(tensors->begin(), tensors->end(), [](const auto& a, const auto& b) { return a.name < b.name; });
-  LR_RETURN_IF_ERROR(check_distinct(*tensors, "tensor", [](const auto& tensor) -> const std::string& { return tensor.name; }));
-  std::stable_sort(tensors->begin(), tensors->end(),
-                   [](const auto& a, const auto& b) { return type_of(a.dtype) > type_of(b.dtype); });
+  std::sort(tensors->begin(), tensors->end(),
+            [](const auto& a, const auto& b) { return a.name < b.name; });
+  LR_RETURN_IF_ERROR(check_distinct(
+      *tensors, "tensor", [](const auto& tensor) -> const std::string& { return tensor.name; }));
+  std::stable_sort(tensors->begin(), tensors->end(), [](const auto& a, const auto& b) {
+    return type_of(a.dtype) > type_of(b.dtype);
+  });
   for (const auto& [key, text] : *metadata) {
     LR_RETURN_IF_ERROR(check_text(key, "metadata key"));
     LR_RETURN_IF_ERROR(check_text(text, "metadata"));
   }
   std::sort(metadata->begin(), metadata->end());
-  return check_distinct(*metadata, "metadata key", [](const auto& entry) -> const std::string& { return entry.first; });
+  return check_distinct(*metadata, "metadata key",
+                        [](const auto& entry) -> const std::string& { return entry.first; });
 }
 
 }  // namespace
 
-Status write_safetensors(const std::string& path, std::vector<TensorToWrite> tensors, MetadataStrings metadata) {
+Status write_safetensors(const std::string& path, std::vector<TensorToWrite> tensors,
+                         MetadataStrings metadata) {
   LR_RETURN_IF_ERROR(check_all(&tensors, &metadata));
   const std::string header = header_of(tensors, metadata);
   if (header.size() > kMaxSafetensorsHeader) {
-    return error(Code::kInvalidOption, "%s: the header would have %zu bytes; expected at most 100000000", path.c_str(), header.size());
+    return error(Code::kInvalidOption,
+                 "%s: the header would have %zu bytes; expected at most 100000000", path.c_str(),
+                 header.size());
   }
   unsigned char length[8];
-  for (size_t i = 0; i < sizeof length; ++i) length[i] = static_cast<unsigned char>(uint64_t{header.size()} >> (8 * i));
+  for (size_t i = 0; i < sizeof length; ++i)
+    length[i] = static_cast<unsigned char>(uint64_t{header.size()} >> (8 * i));
 
   AtomicFile file(path);
   LR_RETURN_IF_ERROR(file.open());
   LR_RETURN_IF_ERROR(file.write(length, sizeof length));
   LR_RETURN_IF_ERROR(file.write(header.data(), header.size()));
-  for (const TensorToWrite& tensor : tensors) LR_RETURN_IF_ERROR(file.write(tensor.data, tensor.bytes));
+  for (const TensorToWrite& tensor : tensors)
+    LR_RETURN_IF_ERROR(file.write(tensor.data, tensor.bytes));
   return file.commit();
 }
 

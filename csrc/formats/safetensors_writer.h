@@ -1,5 +1,6 @@
-// Writes a safetensors file, atomically. The bytes are those of the reference implementation: tensors sorted by type, widest
-// first, then by name, so that each is aligned to its element; a header without spaces, padded with spaces to 8 bytes.
+// Writes a safetensors file, atomically. The bytes are those of the reference implementation:
+// tensors sorted by type, widest first, then by name, so that each is aligned to its element; a
+// header without spaces, padded with spaces to 8 bytes.
 #pragma once
 
 #include <string>
@@ -21,9 +22,11 @@ struct TensorToWrite {
 
 using MetadataStrings = std::vector<std::pair<std::string, std::string>>;
 
-// Streams the tensors without a copy of them. INVALID_OPTION for a name that is there twice, reserved or not UTF-8, or a type that
-// safetensors does not have; SHAPE_MISMATCH where shape and bytes disagree; IO_ERROR, after which no trace is left and an earlier
-// file at `path` is untouched. `metadata` is written in the order of its keys, and left out where empty.
-Status write_safetensors(const std::string& path, std::vector<TensorToWrite> tensors, MetadataStrings metadata);
+// Streams the tensors without a copy of them. INVALID_OPTION for a name that is there twice,
+// reserved or not UTF-8, or a type that safetensors does not have; SHAPE_MISMATCH where shape and
+// bytes disagree; IO_ERROR, after which no trace is left and an earlier file at `path` is
+// untouched. `metadata` is written in the order of its keys, and left out where empty.
+Status write_safetensors(const std::string& path, std::vector<TensorToWrite> tensors,
+                         MetadataStrings metadata);
 
 }  // namespace lowrank

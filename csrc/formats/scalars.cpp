@@ -9,7 +9,8 @@
 namespace lowrank {
 namespace {
 
-// E4M3 of Micikevicius et al. 2022, arXiv:2209.05433 ("fn"): bias 7, no infinities, only S.1111.111 is NaN.
+// E4M3 of Micikevicius et al. 2022, arXiv:2209.05433 ("fn"): bias 7, no infinities, only S.1111.111
+// is NaN.
 float e4m3_to_f32(uint8_t bits) {
   const int exponent = (bits >> 3) & 15;
   const int mantissa = bits & 7;
@@ -50,7 +51,9 @@ void scalars_to_f32(DType type, const unsigned char* data, size_t count, float* 
     case DType::kF32: return convert<float>(data, count, out, [](float value) { return value; });
     case DType::kF16: return convert<uint16_t>(data, count, out, f16_to_f32);
     case DType::kBF16: return convert<uint16_t>(data, count, out, bf16_to_f32);
-    case DType::kF64: return convert<double>(data, count, out, [](double value) { return static_cast<float>(value); });
+    case DType::kF64:
+      return convert<double>(data, count, out,
+                             [](double value) { return static_cast<float>(value); });
     case DType::kF8E4M3: return convert<uint8_t>(data, count, out, e4m3_to_f32);
     case DType::kF8E5M2: return convert<uint8_t>(data, count, out, e5m2_to_f32);
     default: return;

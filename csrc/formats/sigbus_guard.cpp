@@ -11,16 +11,16 @@
 
 namespace lowrank {
 
-// A node of a list that the handler walks without a lock. Nodes are reused but never freed, since a handler on
-// another thread may be reading one at any moment.
+// A node of a list that the handler walks without a lock. Nodes are reused but never freed, since a
+// handler on another thread may be reading one at any moment.
 struct SigbusGuard::Range {
   std::atomic<uintptr_t> begin{0};
   std::atomic<uintptr_t> end{0};  // 0: the node is free
   std::atomic<bool> damaged{false};
   Range* next = nullptr;  // set before the node is published
 
-  // The end of the range where `address` lies inside, else 0. Reads `begin` twice, so that a node that is being
-  // reused for another range meanwhile does not match by accident.
+  // The end of the range where `address` lies inside, else 0. Reads `begin` twice, so that a node
+  // that is being reused for another range meanwhile does not match by accident.
   uintptr_t end_if_holding(uintptr_t address) const {
     const uintptr_t first = begin.load();
     const uintptr_t last = end.load();
@@ -66,7 +66,9 @@ struct SigbusHandler {
       if (end == 0) continue;
       const uintptr_t page = address & ~(page_size - 1);
       void* const wanted = reinterpret_cast<void*>(page);
-      if (mmap(wanted, end - page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != wanted) return false;
+      if (mmap(wanted, end - page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) !=
+          wanted)
+        return false;
       range->damaged.store(true);
       return true;
     }
@@ -78,7 +80,8 @@ struct SigbusHandler {
       previous.sa_sigaction(signal, info, context);
     } else if (previous.sa_handler == SIG_DFL || previous.sa_handler == SIG_IGN) {
       if (previous.sa_handler == SIG_IGN && info->si_code <= 0) return;
-      // The fault happens again on return and then meets the default action; a sent signal must be sent again.
+      // The fault happens again on return and then meets the default action; a sent signal must be
+      // sent again.
       sigaction(SIGBUS, &previous, nullptr);
       if (info->si_code <= 0) raise(signal);
     } else {

@@ -16,8 +16,8 @@ namespace lowrank {
 
 enum class FileFormat { kSafetensors, kGguf };
 
-// Immutable after open(); may be used from several threads. Tensors point into the mapping: whoever uses them holds the
-// shared_ptr. They may lie at any address: safetensors aligns nothing.
+// Immutable after open(); may be used from several threads. Tensors point into the mapping: whoever
+// uses them holds the shared_ptr. They may lie at any address: safetensors aligns nothing.
 class TensorFile {
  public:
   // Decides by the first bytes. FILE_NOT_FOUND, IO_ERROR, INVALID_SAFETENSORS, INVALID_GGUF.
@@ -33,12 +33,13 @@ class TensorFile {
   // INVALID_OPTION where there is none of that name.
   Result<const TensorInfo*> tensor(std::string_view name) const;
 
-  // A tensor of two dimensions, or of one as a single row. SHAPE_MISMATCH for others; UNSUPPORTED_QUANTIZATION naming tensor and type
-  // where the type is none that a GEMM can read.
+  // A tensor of two dimensions, or of one as a single row. SHAPE_MISMATCH for others;
+  // UNSUPPORTED_QUANTIZATION naming tensor and type where the type is none that a GEMM can read.
   Result<Matrix> matrix(std::string_view name) const;
 
-  // A float tensor of any number of dimensions as a matrix of its innermost rows, for reading it whole; a scalar is [1, 1].
-  // UNSUPPORTED_QUANTIZATION where the type is neither a scalar float nor a block type that is unpacked here.
+  // A float tensor of any number of dimensions as a matrix of its innermost rows, for reading it
+  // whole; a scalar is [1, 1]. UNSUPPORTED_QUANTIZATION where the type is neither a scalar float
+  // nor a block type that is unpacked here.
   Result<Matrix> rows(const TensorInfo& tensor) const;
 
   // In the file's order.
@@ -46,7 +47,8 @@ class TensorFile {
   // safetensors: strings. INVALID_OPTION where there is no such key.
   Result<MetadataValue> metadata(std::string_view key) const;
 
-  // IO_ERROR where the file was written to or truncated since: what was read from it may be wrong. Ask after reading.
+  // IO_ERROR where the file was written to or truncated since: what was read from it may be wrong.
+  // Ask after reading.
   Status check_unchanged() const { return mapping_->check_unchanged(); }
 
  private:

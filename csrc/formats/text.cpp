@@ -45,7 +45,9 @@ std::string quoted(std::string_view text) {
     const unsigned char first = static_cast<unsigned char>(text[0]);
     const size_t length = utf8_sequence(text);
     // U+0080 to U+009F are control characters too: terminals act on them.
-    const bool control = first < 0x20 || first == 0x7f || (first == 0xc2 && length == 2 && static_cast<unsigned char>(text[1]) < 0xa0);
+    const bool control =
+        first < 0x20 || first == 0x7f ||
+        (first == 0xc2 && length == 2 && static_cast<unsigned char>(text[1]) < 0xa0);
     if (length == 0 || control) {
       shown += "\\x";
       shown += kHex[first >> 4];

@@ -1,4 +1,5 @@
-// Text that comes from a file: checking it, and showing it in a message without letting it harm the message.
+// Text that comes from a file: checking it, and showing it in a message without letting it harm the
+// message.
 #pragma once
 
 #include <cstddef>
@@ -7,13 +8,14 @@
 
 namespace lowrank {
 
-// Bytes of the well-formed UTF-8 sequence at the start of `text` (1 to 4), 0 where there is none: no overlong
-// forms, no surrogates, nothing beyond U+10FFFF.
+// Bytes of the well-formed UTF-8 sequence at the start of `text` (1 to 4), 0 where there is none:
+// no overlong forms, no surrogates, nothing beyond U+10FFFF.
 size_t utf8_sequence(std::string_view text);
 
 bool is_utf8(std::string_view text);
 
-// 'text' in quotes: control characters and broken UTF-8 as \xNN, long text cut. Safe to print whatever it holds.
+// 'text' in quotes: control characters and broken UTF-8 as \xNN, long text cut. Safe to print
+// whatever it holds.
 std::string quoted(std::string_view text);
 
 // "[2, 3]"

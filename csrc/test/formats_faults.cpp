@@ -1,5 +1,6 @@
-// What happens to files when the system fails us: the nth system call of a save or an open fails, n = 1, 2, … until a run meets no
-// fault; a mapped file is truncated under its reader. System calls are interposed by this program's own definitions.
+// What happens to files when the system fails us: the nth system call of a save or an open fails, n
+// = 1, 2, … until a run meets no fault; a mapped file is truncated under its reader. System calls
+// are interposed by this program's own definitions.
 #include <dirent.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -33,12 +34,12 @@ bool fails_now() {
   return true;
 }
 
-#define CHECK(condition)                                                        \
-  do {                                                                          \
-    if (!(condition)) {                                                         \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);      \
-      std::exit(1);                                                             \
-    }                                                                           \
+#define CHECK(condition)                                                   \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
+      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+      std::exit(1);                                                        \
+    }                                                                      \
   } while (0)
 
 }  // namespace
@@ -58,12 +59,17 @@ ssize_t write(int descriptor, const void* data, size_t bytes) {
   if (fails_now()) return -1;
   return syscall(SYS_write, descriptor, data, short_writes && bytes > 1 ? bytes / 2 : bytes);
 }
-int fsync(int descriptor) { return fails_now() ? -1 : static_cast<int>(syscall(SYS_fsync, descriptor)); }
+int fsync(int descriptor) {
+  return fails_now() ? -1 : static_cast<int>(syscall(SYS_fsync, descriptor));
+}
 int close(int descriptor) {
   const int result = static_cast<int>(syscall(SYS_close, descriptor));
   return fails_now() ? -1 : result;
 }
-int rename(const char* from, const char* to) { return fails_now() ? -1 : static_cast<int>(syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0)); }
+int rename(const char* from, const char* to) {
+  return fails_now() ? -1
+                     : static_cast<int>(syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0));
+}
 }
 
 namespace {
@@ -171,7 +177,9 @@ void install_previous_handler() {
 void truncation_is_an_error_and_no_crash() {
   const std::string path = folder + "/large.safetensors";
   const std::vector<float> data(100000, 5.0f);
-  CHECK(write_safetensors(path, {{"w", DType::kF32, {data.size()}, data.data(), data.size() * sizeof(float)}}, {}).ok());
+  CHECK(write_safetensors(
+            path, {{"w", DType::kF32, {data.size()}, data.data(), data.size() * sizeof(float)}}, {})
+            .ok());
   const auto opened = TensorFile::open(path);
   const auto other = TensorFile::open(folder + "/model.safetensors");
   CHECK(opened.ok() && other.ok());
@@ -194,7 +202,8 @@ void other_faults_reach_the_previous_handler() {
   const std::string path = folder + "/foreign";
   const int descriptor = open(path.c_str(), O_RDWR | O_CREAT, 0600);
   CHECK(ftruncate(descriptor, 8192) == 0);
-  const volatile char* const data = static_cast<const char*>(mmap(nullptr, 8192, PROT_READ, MAP_SHARED, descriptor, 0));
+  const volatile char* const data =
+      static_cast<const char*>(mmap(nullptr, 8192, PROT_READ, MAP_SHARED, descriptor, 0));
   CHECK(ftruncate(descriptor, 0) == 0);
   close(descriptor);
   volatile bool reached = false;
@@ -227,7 +236,8 @@ int main() {
   opening_names_the_file();
   truncation_is_an_error_and_no_crash();
   other_faults_reach_the_previous_handler();
-  for (const char* file : {"/model.safetensors", "/large.safetensors", "/foreign"}) unlink((folder + file).c_str());
+  for (const char* file : {"/model.safetensors", "/large.safetensors", "/foreign"})
+    unlink((folder + file).c_str());
   CHECK(rmdir(folder.c_str()) == 0);
   std::puts("ok");
   return 0;

@@ -26,7 +26,8 @@ inline void check_tensors(const lowrank::FileIndex& index, const uint8_t* data, 
   const uint8_t* covered = data;
   for (const lowrank::TensorInfo& tensor : index.tensors) {
     check(tensor.data >= data && tensor.data <= data + size, "a tensor begins outside the file");
-    check(tensor.bytes <= static_cast<size_t>(data + size - tensor.data), "a tensor ends outside the file");
+    check(tensor.bytes <= static_cast<size_t>(data + size - tensor.data),
+          "a tensor ends outside the file");
     check(tensor.bytes == 0 || tensor.data >= covered, "tensors overlap");
     if (tensor.bytes > 0) covered = tensor.data + tensor.bytes;
     for (size_t i = 0; i < tensor.bytes; ++i) sum += tensor.data[i];
@@ -38,7 +39,8 @@ inline void check_tensors(const lowrank::FileIndex& index, const uint8_t* data, 
   asm volatile("" : : "r"(sum));  // the bytes are read for the sanitizer's sake
   for (size_t i = 1; i < index.tensors.size(); ++i) {
     const std::string& before = index.tensors[index.tensors_by_name[i - 1]].name;
-    check(before < index.tensors[index.tensors_by_name[i]].name, "names are not distinct and sorted");
+    check(before < index.tensors[index.tensors_by_name[i]].name,
+          "names are not distinct and sorted");
   }
 }
 

@@ -1,4 +1,5 @@
-// Fuzzes the GGUF reader: well-formed files with typed metadata and tensors, in which some numbers are exchanged for evil ones.
+// Fuzzes the GGUF reader: well-formed files with typed metadata and tensors, in which some numbers
+// are exchanged for evil ones.
 #include "core/checked.h"
 #include "formats/gguf_reader.h"
 #include "formats/gguf_types.h"
@@ -17,12 +18,14 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   ++fuzz::accepted;
   fuzz::check_tensors(index.value(), data, size);
   for (const lowrank::MetadataEntry& entry : index.value().metadata) {
-    const lowrank::GgufValueLocation* const location = std::get_if<lowrank::GgufValueLocation>(&entry.value);
+    const lowrank::GgufValueLocation* const location =
+        std::get_if<lowrank::GgufValueLocation>(&entry.value);
     fuzz::check(location != nullptr, "metadata has no location");
     const auto value = lowrank::read_gguf_value(file, fuzz::kPath, *location);
     fuzz::check(value.ok(), "a value that was checked at opening cannot be read");
     // A file that changed: any place must be refused or read, never overrun.
-    const lowrank::GgufValueLocation moved = {static_cast<uint32_t>((location->type + size) % 14), (location->offset * 7 + 3) % (size + 9)};
+    const lowrank::GgufValueLocation moved = {static_cast<uint32_t>((location->type + size) % 14),
+                                              (location->offset * 7 + 3) % (size + 9)};
     const auto other = lowrank::read_gguf_value(file, fuzz::kPath, moved);
     if (!other.ok()) fuzz::check_refusal(other.status(), lowrank::Code::kInvalidGguf);
   }
@@ -31,7 +34,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 
 namespace {
 
-// Writes a file; at random, where it is to be damaged, writes an evil number in place of a good one.
+// Writes a file; at random, where it is to be damaged, writes an evil number in place of a good
+// one.
 class Writer {
  public:
   Writer(Random& random, bool damaged) : random_(random), damaged_(damaged) {}
@@ -47,7 +51,8 @@ class Writer {
   }
   void value(uint32_t type, size_t depth) {
     switch (static_cast<lowrank::GgufValueType>(type)) {
-      case lowrank::GgufValueType::kString: return text(random_.one_in(4) ? "\xff\x80" : "some text");
+      case lowrank::GgufValueType::kString:
+        return text(random_.one_in(4) ? "\xff\x80" : "some text");
       case lowrank::GgufValueType::kArray: return array(depth);
       default: return raw(lowrank::kGgufScalarBytes[type]);
     }

@@ -1,4 +1,5 @@
-// Fuzzes the safetensors reader with headers made from their grammar: most inputs are one step away from valid.
+// Fuzzes the safetensors reader with headers made from their grammar: most inputs are one step away
+// from valid.
 #include "core/checked.h"
 #include "formats/safetensors_reader.h"
 #include "formats/safetensors_types.h"
@@ -9,7 +10,8 @@ using fuzz::Random;
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const lowrank::FileBytes file = {data, size, nullptr};
-  const lowrank::Result<lowrank::FileIndex> index = lowrank::read_safetensors_index(file, fuzz::kPath);
+  const lowrank::Result<lowrank::FileIndex> index =
+      lowrank::read_safetensors_index(file, fuzz::kPath);
   if (!index.ok()) {
     fuzz::check_refusal(index.status(), lowrank::Code::kInvalidSafetensors);
     return 0;
@@ -38,16 +40,42 @@ std::string space(Random& random) {
 }
 
 std::string string(Random& random) {
-  static const char* const kTexts[] = {"a", "weight", "model.layers.0.self_attn.q_proj.weight", "", "\\u0041", "\\ud83d\\ude00", "é", "中",
-                                       "😀", "\\\"", "\\u0000", "__metadata__", "dtype", "\\/", "constructor", "__proto__"};
+  static const char* const kTexts[] = {
+      "a",        "weight",  "model.layers.0.self_attn.q_proj.weight",
+      "",         "\\u0041", "\\ud83d\\ude00",
+      "é",        "中",      "😀",
+      "\\\"",     "\\u0000", "__metadata__",
+      "dtype",    "\\/",     "constructor",
+      "__proto__"};
   std::string text = random.pick(kTexts);
   if (random.one_in(2)) text += number(random.below(1000));
   return "\"" + text + "\"";
 }
 
 std::string broken_value(Random& random) {
-  static const char* const kValues[] = {"null", "true", "-1", "1.5", "1e3", "01", "18446744073709551616", "\"\\ud800\"", "\"\\x\"", "[]", "{}",
-                                        "[1,]", "{\"a\":}", "{\"a\":1,}", "nul", "\"\x01\"", "\"\xff\"", "\"\xc0\x80\"", "-", "1.", "\"", "[", "]"};
+  static const char* const kValues[] = {"null",
+                                        "true",
+                                        "-1",
+                                        "1.5",
+                                        "1e3",
+                                        "01",
+                                        "18446744073709551616",
+                                        "\"\\ud800\"",
+                                        "\"\\x\"",
+                                        "[]",
+                                        "{}",
+                                        "[1,]",
+                                        "{\"a\":}",
+                                        "{\"a\":1,}",
+                                        "nul",
+                                        "\"\x01\"",
+                                        "\"\xff\"",
+                                        "\"\xc0\x80\"",
+                                        "-",
+                                        "1.",
+                                        "\"",
+                                        "[",
+                                        "]"};
   if (random.one_in(4)) return std::string(1 + random.below(300), random.one_in(2) ? '[' : '{');
   if (random.one_in(4)) {
     const size_t depth = 100 + random.below(40);
@@ -62,7 +90,8 @@ struct Tensor {
 };
 
 Tensor make_tensor(Random& random, uint64_t begin, size_t index) {
-  const lowrank::SafetensorsType& type = lowrank::kSafetensorsTypes[random.below(std::size(lowrank::kSafetensorsTypes))];
+  const lowrank::SafetensorsType& type =
+      lowrank::kSafetensorsTypes[random.below(std::size(lowrank::kSafetensorsTypes))];
   Tensor tensor;
   tensor.name = random.one_in(6) ? string(random) : "\"t" + number(index) + "\"";
   tensor.dtype = std::string("\"") + type.name + "\"";
@@ -86,18 +115,24 @@ void spoil(Random& random, Tensor* tensor) {
     case 2: tensor->name = string(random); break;
     case 3: tensor->begin = fuzz::evil_number(random); break;
     case 4: tensor->end = fuzz::evil_number(random); break;
-    case 5: tensor->shape = "[" + number(fuzz::evil_number(random)) + "," + number(fuzz::evil_number(random)) + "]"; break;
+    case 5:
+      tensor->shape =
+          "[" + number(fuzz::evil_number(random)) + "," + number(fuzz::evil_number(random)) + "]";
+      break;
     default: tensor->end += random.below(3) - 1; break;
   }
 }
 
 std::string text_of(Random& random, const Tensor& tensor) {
-  std::string fields[] = {"\"dtype\":" + space(random) + tensor.dtype, "\"shape\":" + tensor.shape,
-                          "\"data_offsets\":[" + number(tensor.begin) + "," + number(tensor.end) + "]"};
+  std::string fields[] = {
+      "\"dtype\":" + space(random) + tensor.dtype, "\"shape\":" + tensor.shape,
+      "\"data_offsets\":[" + number(tensor.begin) + "," + number(tensor.end) + "]"};
   std::swap(fields[0], fields[random.below(3)]);
   std::string text = tensor.name + space(random) + ":" + space(random) + "{";
   for (size_t i = 0; i < 3; ++i) text += (i > 0 ? "," : "") + space(random) + fields[i];
-  if (random.one_in(20)) text += ",\"more\":" + (random.one_in(2) ? std::string("[1,{\"x\":[]},-0.5e+7]") : broken_value(random));
+  if (random.one_in(20))
+    text += ",\"more\":" +
+            (random.one_in(2) ? std::string("[1,{\"x\":[]},-0.5e+7]") : broken_value(random));
   if (random.one_in(40)) text += "," + fields[0];
   return text + "}";
 }
@@ -105,7 +140,8 @@ std::string text_of(Random& random, const Tensor& tensor) {
 std::string metadata(Random& random) {
   if (random.one_in(8)) return "\"__metadata__\":" + broken_value(random);
   std::string text = "\"__metadata__\":{";
-  for (size_t i = random.below(3); i > 0; --i) text += "\"k" + number(i) + "\":" + string(random) + (i > 1 ? "," : "");
+  for (size_t i = random.below(3); i > 0; --i)
+    text += "\"k" + number(i) + "\":" + string(random) + (i > 1 ? "," : "");
   return text + "}";
 }
 
