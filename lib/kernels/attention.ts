@@ -143,8 +143,8 @@ export function ropeTable(options: { positions: Int32Array; invFreq: Float32Arra
   cos: Float32Array;
   sin: Float32Array;
 } {
-  const { positions, invFreq, attentionScale = 1 } = options;
   const checks = new Checks('ropeTable', options, ['positions', 'invFreq', 'attentionScale']);
+  const { positions, invFreq, attentionScale = 1 } = options;
   checks.ints('positions', positions, positions?.length ?? 0);
   checks.floats('invFreq', invFreq, invFreq?.length ?? 0);
   checks.number('attentionScale', attentionScale);
@@ -171,8 +171,8 @@ export interface RopeOptions {
 
 /** x with the pairs (i, i + rotaryDim / 2) of each head rotated, in the half-split order of Hugging Face's Llama. */
 export function rope(options: RopeOptions): Float32Array {
-  const { x, tokens, heads, headDim, rotaryDim = headDim, cos, sin, inverse = false } = options;
   const checks = new Checks('rope', options, ['x', 'tokens', 'heads', 'headDim', 'rotaryDim', 'cos', 'sin', 'inverse']);
+  const { x, tokens, heads, headDim, rotaryDim = headDim, cos, sin, inverse = false } = options;
   checks.dimension('tokens', tokens);
   checks.dimension('heads', heads);
   checks.dimension('headDim', headDim);

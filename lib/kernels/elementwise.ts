@@ -13,8 +13,8 @@ export interface RmsNormOptions {
 
 /** y = x · weight / sqrt(mean(x²) + eps) of each row; invRms: [tokens] for the backward. */
 export function rmsNorm(options: RmsNormOptions): { y: Float32Array; invRms: Float32Array } {
-  const { x, weight, tokens, channels, eps = 1e-6 } = options;
   const checks = new Checks('rmsNorm', options, ['x', 'weight', 'tokens', 'channels', 'eps']);
+  const { x, weight, tokens, channels, eps = 1e-6 } = options;
   checks.dimension('tokens', tokens);
   checks.dimension('channels', channels, 1);
   checks.number('eps', eps, 0);
@@ -39,8 +39,8 @@ export interface RmsNormBackwardOptions {
 
 /** Gradients of {@link rmsNorm}. */
 export function rmsNormBackward(options: RmsNormBackwardOptions): { dx: Float32Array; dWeight: Float32Array } {
-  const { x, weight, invRms, dy, tokens, channels } = options;
   const checks = new Checks('rmsNormBackward', options, ['x', 'weight', 'invRms', 'dy', 'tokens', 'channels']);
+  const { x, weight, invRms, dy, tokens, channels } = options;
   checks.dimension('tokens', tokens);
   checks.dimension('channels', channels, 1);
   checks.floats('x', x, tokens, channels);
@@ -106,8 +106,8 @@ export interface DropoutOptions {
  * x / (1 - p) where the mask keeps, else 0. The mask is a function of seed, module and place, so the gradient is the same call on dy.
  */
 export function dropout(options: DropoutOptions): Float32Array {
-  const { x, tokens, channels, p, seed, module = 0 } = options;
   const checks = new Checks('dropout', options, ['x', 'tokens', 'channels', 'p', 'seed', 'module']);
+  const { x, tokens, channels, p, seed, module = 0 } = options;
   checks.dimension('tokens', tokens);
   checks.dimension('channels', channels);
   checks.floats('x', x, tokens, channels);

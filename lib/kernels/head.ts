@@ -11,8 +11,8 @@ export interface EmbeddingOptions {
 
 /** The rows of a table that ids name: [ids.length, columns]. */
 export function embedding(options: EmbeddingOptions): Float32Array {
-  const { table, rows, columns, ids } = options;
   const checks = new Checks('embedding', options, ['table', 'rows', 'columns', 'ids']);
+  const { table, rows, columns, ids } = options;
   checks.dimension('rows', rows);
   checks.dimension('columns', columns);
   const weight = checks.weight('table', table, rows, columns);
@@ -24,8 +24,8 @@ export function embedding(options: EmbeddingOptions): Float32Array {
 
 /** Gradient [rows, columns] of the table of {@link embedding} from dx: [ids.length, columns]. */
 export function embeddingBackward(options: { ids: Int32Array; dx: Float32Array; rows: number; columns: number }): Float32Array {
-  const { ids, dx, rows, columns } = options;
   const checks = new Checks('embeddingBackward', options, ['ids', 'dx', 'rows', 'columns']);
+  const { ids, dx, rows, columns } = options;
   checks.dimension('rows', rows);
   checks.dimension('columns', columns);
   checks.ints('ids', ids, ids?.length ?? 0);
@@ -64,8 +64,8 @@ export interface LinearCrossEntropyResult {
 
 /** Softmax cross-entropy of h·weightᵀ and its gradients, without the logits ever being held. */
 export function linearCrossEntropy(options: LinearCrossEntropyOptions): LinearCrossEntropyResult {
-  const { h, weight, vocabulary, channels, targets, gradScale = 1, gradients = 'input' } = options;
   const checks = new Checks('linearCrossEntropy', options, ['h', 'weight', 'vocabulary', 'channels', 'targets', 'gradScale', 'gradients']);
+  const { h, weight, vocabulary, channels, targets, gradScale = 1, gradients = 'input' } = options;
   checks.dimension('vocabulary', vocabulary, 1);
   checks.dimension('channels', channels, 1);
   checks.ints('targets', targets, targets?.length ?? 0);

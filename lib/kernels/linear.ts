@@ -18,8 +18,8 @@ export interface GemmOptions {
 
 /** C[m, n] = A · B (+ bias) (+ c). */
 export function gemm(options: GemmOptions): Float32Array {
-  const { a, b, m, n, k, transposeA = false, transposeB = false, bias, c } = options;
   const checks = new Checks('gemm', options, ['a', 'b', 'm', 'n', 'k', 'transposeA', 'transposeB', 'bias', 'c']);
+  const { a, b, m, n, k, transposeA = false, transposeB = false, bias, c } = options;
   checks.dimension('m', m);
   checks.dimension('n', n);
   checks.dimension('k', k);
@@ -36,8 +36,8 @@ export function gemm(options: GemmOptions): Float32Array {
 
 /** Values of `rows` rows of `columns` elements in a storage type, as ggml's dequantize_row gives them. */
 export function dequantize(options: { weight: Weight; rows: number; columns: number }): Float32Array {
-  const { weight, rows, columns } = options;
   const checks = new Checks('dequantize', options, ['weight', 'rows', 'columns']);
+  const { weight, rows, columns } = options;
   checks.dimension('rows', rows);
   checks.dimension('columns', columns);
   const bytes = checks.weight('weight', weight, rows, columns);

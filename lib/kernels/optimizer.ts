@@ -36,7 +36,6 @@ export interface AdamWOptions {
 
 /** One update of AdamW with decoupled weight decay, as torch.optim.AdamW orders it. Changes p, m and v. */
 export function adamW(options: AdamWOptions): void {
-  const { p, m, v, g, step, learningRate, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weightDecay = 0, gradScale = 1 } = options;
   const checks = new Checks('adamW', options, [
     'p',
     'm',
@@ -50,6 +49,7 @@ export function adamW(options: AdamWOptions): void {
     'weightDecay',
     'gradScale',
   ]);
+  const { p, m, v, g, step, learningRate, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weightDecay = 0, gradScale = 1 } = options;
   checks.floats('p', p, p?.length ?? 0);
   checks.floats('m', m, p.length);
   checks.floats('v', v, p.length);
