@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -7,48 +8,19 @@ import { CausalLM } from '../lib/model/causal_lm.ts';
 import { getPeftModel, PeftModel } from '../lib/model/peft_model.ts';
 import type { TrainerOptions } from '../lib/options/trainer_options.ts';
 import { LoraTrainer } from '../lib/train/trainer.ts';
-import { newFolder, random } from './60.trainer.quadratic.ts';
+import { llamaConfig, tokenRows } from './60.trainer.llama.ts';
+import { newFolder } from './60.trainer.quadratic.ts';
 
 const code =
   (expected: string, ...parts: string[]) =>
   (error: unknown) =>
     error instanceof LowrankError && error.code === expected && parts.every((part) => error.message.includes(part));
 
-const config = {
-  architectures: ['LlamaForCausalLM'],
-  model_type: 'llama',
-  vocab_size: 97,
-  hidden_size: 32,
-  intermediate_size: 56,
-  num_hidden_layers: 2,
-  num_attention_heads: 4,
-  num_key_value_heads: 2,
-  max_position_embeddings: 128,
-  rms_norm_eps: 1e-5,
-  rope_theta: 10000,
-  tie_word_embeddings: true,
-  hidden_act: 'silu',
-  bos_token_id: 1,
-  eos_token_id: 2,
-};
-
-/** Rows of a language in which the next token mostly follows from the last: there is something to learn. */
-function tokenRows(count: number, seed: number): { inputIds: number[]; labels: number[] }[] {
-  const next = random(seed);
-  return Array.from({ length: count }, () => {
-    const inputIds = [1 + Math.floor(next() * 96)];
-    const length = 3 + Math.floor(next() * 20);
-    while (inputIds.length < length)
-      inputIds.push(next() < 0.9 ? (((inputIds.at(-1) as number) * 5 + 3) % 96) + 1 : 1 + Math.floor(next() * 96));
-    return { inputIds, labels: inputIds.map((id, place) => (place > 1 && next() < 0.2 ? -100 : id)) };
-  });
-}
-
 describe('LoraTrainer on a small Llama', () => {
   let outputDir: string;
   let base: CausalLM;
   before(async () => {
-    base = await CausalLM.fromConfig(config, { seed: 5 });
+    base = await CausalLM.fromConfig(llamaConfig, { seed: 5 });
   });
   after(() => base.dispose());
   beforeEach(() => {
@@ -58,7 +30,7 @@ describe('LoraTrainer on a small Llama', () => {
 
   const trainDataset = tokenRows(40, 1);
   const peftConfig = { r: 4, loraAlpha: 8, targetModules: 'all-linear', loraDropout: 0.1 };
-  const newBase = () => CausalLM.fromConfig(config, { seed: 5 });
+  const newBase = () => CausalLM.fromConfig(llamaConfig, { seed: 5 });
   const options = async (change: Partial<TrainerOptions> = {}): Promise<TrainerOptions> => ({
     model: await newBase(),
     trainDataset,
@@ -138,6 +110,17 @@ describe('LoraTrainer on a small Llama', () => {
     assert.ok(!first.equals(await run(2)));
   });
 
+  it('gives the same bits whatever the number of threads', () => {
+    const child = new URL('./60.trainer.threads_child.ts', import.meta.url).pathname;
+    const hashes = [1, 2, 3].map((threads) => {
+      const env = { ...process.env, LOWRANK_THREADS: String(threads) };
+      const { stdout, stderr } = spawnSync(process.execPath, ['--import', 'tsx', child, outputDir], { encoding: 'utf8', env });
+      assert.match(stdout, /^[0-9a-f]{64}$/, stderr);
+      return stdout;
+    });
+    assert.equal(new Set(hashes).size, 1);
+  });
+
   it('gives the same gradient step packed or not, in one micro-batch or accumulated', async () => {
     const norms: number[] = [];
     for (const args of [
@@ -155,7 +138,7 @@ describe('LoraTrainer on a small Llama', () => {
 
   it('refuses to resume on another base, and with another rank', async () => {
     await new LoraTrainer(await options({ args: { maxSteps: 5 } })).train();
-    const other = await CausalLM.fromConfig(config, { seed: 6 });
+    const other = await CausalLM.fromConfig(llamaConfig, { seed: 6 });
     await assert.rejects(
       new LoraTrainer(await options({ model: other, args: { resumeFromCheckpoint: true } })).train(),
       code('INVALID_OPTION', 'base.probe'),

@@ -1,5 +1,6 @@
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 import { LowrankError, shown } from '../errors.ts';
 import { call, type NativeModel, type NativeTensorData, native } from '../native.ts';
 import { toAdapterConfigJson } from '../options/adapter_config.ts';
@@ -12,6 +13,9 @@ import { adapterCard } from './model_card.ts';
 import { modulesOf } from './modules.ts';
 import { type ConfigOrigin, kUserOptions, resolveTargets, type Targets, writtenTargets } from './targets.ts';
 import { writeJson } from './weights_file.ts';
+
+/** Tensors copied before the event loop gets its turn. */
+const TENSORS_AT_A_TIME = 16;
 
 /** An adapter on a model. */
 export interface Adapter {
@@ -34,7 +38,12 @@ export function createAdapter(core: ModelCore, name: string, config: ResolvedLor
 }
 
 /** Adds an adapter from PEFT's folder. Not `strict`: missing parameters keep their initial values, unexpected ones are left. */
-export function loadAdapter(core: ModelCore, name: string, folder: AdapterFolder, options: { isTrainable: boolean; strict: boolean }): Adapter {
+export function loadAdapter(
+  core: ModelCore,
+  name: string,
+  folder: AdapterFolder,
+  options: { isTrainable: boolean; strict: boolean },
+): Adapter {
   checkName(name);
   const adapter = describeFile(core, name, folder);
   adapter.isTrainable = options.isTrainable;
@@ -56,9 +65,13 @@ export function restoreAdapter(core: ModelCore, adapter: Adapter, folder: Adapte
 
 /** Writes PEFT's folder, without the tokenizer, into `folder`, which is there already. */
 export async function writeAdapterFolder(core: ModelCore, adapter: Adapter, folder: string): Promise<void> {
-  const tensors = await core.run((model) =>
-    adapter.parameters.map(({ key, native: name, shape }): NativeTensorData => ({ name: key, dtype: 'F32', shape, data: model.readParameter(name) })),
-  );
+  const tensors: NativeTensorData[] = [];
+  await core.run(async (model) => {
+    for (const { key, native: name, shape } of adapter.parameters) {
+      tensors.push({ name: key, dtype: 'F32', shape, data: model.readParameter(name) });
+      if (tensors.length % TENSORS_AT_A_TIME === 0) await setImmediate();
+    }
+  });
   await call(() => native().writeSafetensors(join(folder, 'adapter_model.safetensors'), tensors, { format: 'pt' }));
   const config: ResolvedLoraConfig = { ...adapter.config, targetModules: writtenTargets(adapter.config, core.family) };
   config.baseModelNameOrPath ??= core.source;
@@ -75,11 +88,15 @@ function describe(core: ModelCore, name: string, config: ResolvedLoraConfig, ori
 
 function describeFile(core: ModelCore, name: string, folder: AdapterFolder): Adapter {
   const key = (option: string) => option.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
-  const origin: ConfigOrigin = { nameOption: (option) => `${join(folder.path, 'adapter_config.json')}: ${key(option)}`, everyNameMustMatch: false };
+  const origin: ConfigOrigin = {
+    nameOption: (option) => `${join(folder.path, 'adapter_config.json')}: ${key(option)}`,
+    everyNameMustMatch: false,
+  };
   try {
     return { ...describe(core, name, folder.config, origin), extra: folder.extra };
   } catch (error) {
-    if (error instanceof LowrankError && error.code === 'INVALID_OPTION') throw new LowrankError('ADAPTER_MISMATCH', error.message, { cause: error });
+    if (error instanceof LowrankError && error.code === 'INVALID_OPTION')
+      throw new LowrankError('ADAPTER_MISMATCH', error.message, { cause: error });
     throw error;
   }
 }

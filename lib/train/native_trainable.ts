@@ -19,7 +19,7 @@ const OPTIMIZER_FILE = 'optimizer.safetensors';
 /** Transformers' patterns of parameters without weight decay. */
 const NO_DECAY = /bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)/i;
 /** Moments copied before the event loop gets its turn. */
-const VALUES_AT_A_TIME = 1 << 20;
+const VALUES_AT_A_TIME = 1 << 18;
 const PROBE_TOKENS = 8;
 const PROBE_VALUES = 64;
 
