@@ -185,6 +185,11 @@ describe('chat templates', () => {
     );
   });
 
+  it('refuses messages that hold no data', async () => {
+    const messages = [{ role: 'user', content: 'x', run: () => 1 }];
+    await assert.rejects(template('{{ messages[0].content }}').render({ messages }), failsWith('INVALID_DATASET', /no data/));
+  });
+
   it("strips as Python does, with its argument and over Python's whitespace", async () => {
     const strip =
       "{{ messages[0].content.strip('\\n') }}|{{ messages[0].content.strip() }}|{{ messages[0].content | trim }}|{{ messages[0].content.lstrip('\\n ') }}";

@@ -38,7 +38,7 @@ export function parseRow(text: string, where: string): SourceRow {
 const decoder = new TextDecoder('utf-8', { fatal: true });
 
 /** Text of UTF-8 bytes without a byte order mark; throws on anything else. */
-export const decodeUtf8 = (bytes: Uint8Array): string => decoder.decode(bytes);
+const decodeUtf8 = (bytes: Uint8Array): string => decoder.decode(bytes);
 
 async function* lines(bytes: AsyncIterable<Uint8Array>, path: string): AsyncGenerator<Uint8Array> {
   let pending: Uint8Array[] = [];

@@ -6,7 +6,7 @@ import { Template } from '@huggingface/jinja';
 /** [start, end) in UTF-16 units. */
 export type Span = [start: number, end: number];
 
-export interface Rendered {
+interface Rendered {
   text: string;
   /** What the template itself marks by `{% generation %}`; empty without such blocks. */
   generated: Span[];

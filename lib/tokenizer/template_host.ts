@@ -25,36 +25,43 @@ export function renderIsolated(request: RenderRequest): Promise<RenderReply> {
 }
 
 function send(request: RenderRequest): Promise<RenderReply> {
-  const process = start();
+  const renderer = start();
   clearTimeout(idle);
-  process.ref();
-  process.channel?.ref();
+  renderer.ref();
+  renderer.channel?.ref();
   return new Promise<RenderReply>((resolve, reject) => {
     // Inside, every job has its deadline; this one is for a process that cannot even be stopped from inside.
-    const backstop = setTimeout(() => process.kill('SIGKILL'), 30_000 + 2 * request.deadline * (request.jobs.length + 1));
+    const backstop = setTimeout(() => renderer.kill('SIGKILL'), 30_000 + 2 * request.deadline * (request.jobs.length + 1));
     const settle = () => {
       clearTimeout(backstop);
-      process.removeAllListeners();
-      process.unref();
-      process.channel?.unref();
+      renderer.off('message', onMessage).off('error', onError).off('exit', onExit);
+      renderer.unref();
+      renderer.channel?.unref();
       idle = setTimeout(stop, IDLE).unref();
     };
-    const died = (reason: string) => {
-      settle();
-      stop();
-      reject(new RenderCrash(reason));
-    };
-    process.once('message', (reply) => {
+    const onMessage = (reply: unknown) => {
       settle();
       resolve(reply as RenderReply);
-    });
-    process.once('error', (error) => died(error.message));
-    process.once('exit', () => died(`it needs more than ${HEAP_MEGABYTES} MiB of memory`));
-    process.send(request, (error) => {
-      if (!error) return;
+    };
+    const onError = (error: Error) => {
       settle();
-      reject(error);
-    });
+      stop();
+      reject(new RenderCrash(error.message));
+    };
+    const onExit = (code: number | null, signal: string | null) => {
+      // V8 aborts when the heap is full; Node gives that as a signal or as 128 plus its number.
+      const isHeap = ['SIGABRT', 'SIGTRAP', 'SIGILL'].includes(signal ?? '') || code === 134;
+      onError(
+        new Error(isHeap ? `it needs more than ${HEAP_MEGABYTES} MiB of memory` : `its process ended by ${signal ?? `code ${code}`}`),
+      );
+    };
+    renderer.on('message', onMessage).on('error', onError).on('exit', onExit);
+    try {
+      renderer.send(request, (error) => error && onError(error));
+    } catch (error) {
+      settle();
+      reject(error); // a value that cannot be sent, such as a function
+    }
   });
 }
 
@@ -67,6 +74,8 @@ function start(): ChildProcess {
     serialization: 'advanced',
     stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
   });
+  // Between requests nobody else listens, and an error event without a listener would be thrown.
+  child.on('error', () => undefined);
   return child;
 }
 

@@ -6,7 +6,7 @@ import { type CompiledTemplate, compileTemplate, normalizeMessages, type Span } 
 // kills this process and not the user's.
 
 /** One conversation to render. */
-export interface RenderJob {
+interface RenderJob {
   messages: Record<string, unknown>[];
   tools?: unknown[];
   /** Only answers from this message on are supervised. */
@@ -145,4 +145,6 @@ function renderAll(template: CompiledTemplate, request: RenderRequest): RenderOu
 }
 
 process.on('message', (request: RenderRequest) => process.send?.(answer(request)));
+// Ctrl-C reaches all processes of a terminal; what it means is for the parent to say.
+process.on('SIGINT', () => undefined);
 process.on('disconnect', () => process.exit());

@@ -32,14 +32,14 @@ export interface LoadRequest {
 }
 
 /** Appends to lists of a GGUF's metadata that are too long for one message. */
-export interface StageRequest {
+interface StageRequest {
   operation: 'stage';
   staged: number;
   key: string;
   values: GgufMetadata[string][];
 }
 
-export interface EncodeRequest {
+interface EncodeRequest {
   operation: 'encode';
   tokenizer: number;
   texts: string[];
@@ -47,13 +47,13 @@ export interface EncodeRequest {
   offsets: boolean;
 }
 
-export interface SaveRequest {
+interface SaveRequest {
   operation: 'save';
   tokenizer: number;
   path: string;
 }
 
-export interface ReleaseRequest {
+interface ReleaseRequest {
   operation: 'release';
   tokenizer: number;
 }

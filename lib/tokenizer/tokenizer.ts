@@ -236,7 +236,7 @@ export class Tokenizer {
 }
 
 /** Throws INVALID_OPTION unless `messages` is a list of objects with a role, not empty. */
-export function checkMessages(messages: unknown): asserts messages is Message[] {
+function checkMessages(messages: unknown): asserts messages is Message[] {
   if (!Array.isArray(messages) || messages.length === 0) {
     throw new LowrankError('INVALID_OPTION', `expected a list of messages { role, content }, found ${shown(messages)}`);
   }

