@@ -18,7 +18,8 @@
 namespace lowrank {
 namespace {
 
-constexpr int kSpins = 20000;  // about 0.5 ms: longer than any gap inside a step
+constexpr int kSpins = 20000;      // about 0.5 ms: longer than any gap inside a step
+constexpr int kPoliteSpins = 2000; // then the core is offered to others: on a busy machine what is waited for needs it
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -150,7 +151,13 @@ void ThreadPool::parallel(size_t chunks, ChunkFunction f) {
     wake_.notify_all();
   }
   run_chunks(0);
-  while (finished_.load(std::memory_order_acquire) != workers_.size()) pause();
+  for (int spins = 0; finished_.load(std::memory_order_acquire) != workers_.size(); ++spins) {
+    if (spins < kPoliteSpins) {
+      pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
 }
 
 void ThreadPool::worker_loop(size_t worker) {
