@@ -14,7 +14,7 @@ export function gemm(a: Numbers, b: Numbers, m: number, n: number, k: number, tr
   return c;
 }
 
-export function philox(counter: [number, number, number, number], key: [number, number]): number[] {
+function philox(counter: [number, number, number, number], key: [number, number]): number[] {
   const product = (a: number, b: number) => BigInt(a >>> 0) * BigInt(b >>> 0);
   const high = (value: bigint) => Number(value >> 32n);
   const low = (value: bigint) => Number(value & 0xffffffffn);

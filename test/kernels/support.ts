@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 
 /** LOWRANK_TEST_SEED, or a fixed one; every failure names it. */
-export const SEED = Number(process.env.LOWRANK_TEST_SEED ?? 20240607);
+const SEED = Number(process.env.LOWRANK_TEST_SEED ?? 20240607);
 
 /** mulberry32: small, seedable, the same everywhere. */
 export class Random {
