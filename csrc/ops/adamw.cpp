@@ -8,8 +8,10 @@
 
 namespace lowrank {
 
-Status adamw_update(Context& context, const AdamWConfig& config, size_t n, const float* g, float* p, float* m, float* v) {
-  if (config.step == 0) return error(Code::kInvalidOption, "step is 0, but AdamW counts its updates from 1");
+Status adamw_update(Context& context, const AdamWConfig& config, size_t n, const float* g, float* p,
+                    float* m, float* v) {
+  if (config.step == 0)
+    return error(Code::kInvalidOption, "step is 0, but AdamW counts its updates from 1");
   const double step = static_cast<double>(config.step);
   const AdamWFactors factors{
       .grad_scale = config.grad_scale,
@@ -22,12 +24,14 @@ Status adamw_update(Context& context, const AdamWConfig& config, size_t n, const
       .step_size = static_cast<float>(config.lr / (1.0 - std::pow(config.beta1, step))),
   };
   for_row_chunks(context, n, 1, [&](size_t begin, size_t end) {
-    context.kernels.elementwise.adamw(factors, end - begin, g + begin, p + begin, m + begin, v + begin);
+    context.kernels.elementwise.adamw(factors, end - begin, g + begin, p + begin, m + begin,
+                                      v + begin);
   });
   return {};
 }
 
-Status grad_norm_squared(Context& context, std::span<const std::span<const float>> gradients, double* sum) {
+Status grad_norm_squared(Context& context, std::span<const std::span<const float>> gradients,
+                         double* sum) {
   std::vector<std::span<const float>> blocks;
   for (std::span<const float> gradient : gradients) {
     for (size_t begin = 0; begin < gradient.size(); begin += kChunkElements) {
@@ -40,7 +44,8 @@ Status grad_norm_squared(Context& context, std::span<const std::span<const float
   context.pool.parallel(ceil_div(blocks.size(), kBlocksPerChunk), [&](size_t chunk, size_t) {
     const size_t end = std::min(blocks.size(), (chunk + 1) * kBlocksPerChunk);
     for (size_t block = chunk * kBlocksPerChunk; block < end; ++block) {
-      sums[block] = context.kernels.elementwise.sum_of_squares(blocks[block].data(), blocks[block].size());
+      sums[block] =
+          context.kernels.elementwise.sum_of_squares(blocks[block].data(), blocks[block].size());
     }
   });
   *sum = 0;

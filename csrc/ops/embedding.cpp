@@ -9,8 +9,8 @@ namespace {
 Status check_ids(const int32_t* ids, size_t tokens, size_t rows) {
   for (size_t token = 0; token < tokens; ++token) {
     if (ids[token] < 0 || static_cast<size_t>(ids[token]) >= rows) {
-      return error(Code::kShapeMismatch, "token %zu has id %d, but the embedding has rows 0 to %zu", token, ids[token],
-                   rows == 0 ? 0 : rows - 1);
+      return error(Code::kShapeMismatch, "token %zu has id %d, but the embedding has rows 0 to %zu",
+                   token, ids[token], rows == 0 ? 0 : rows - 1);
     }
   }
   return {};
@@ -18,35 +18,39 @@ Status check_ids(const int32_t* ids, size_t tokens, size_t rows) {
 
 }  // namespace
 
-Status embedding_forward(Context& context, const Matrix& table, const int32_t* ids, size_t tokens, float* x) {
+Status embedding_forward(Context& context, const Matrix& table, const int32_t* ids, size_t tokens,
+                         float* x) {
   LR_RETURN_IF_ERROR(check_ids(ids, tokens, table.rows));
   const size_t block_elements = dtype_info(table.type).block_elements;
   if (table.cols % block_elements != 0) {
-    return error(Code::kShapeMismatch, "the embedding has rows of %zu elements, but %s comes in blocks of %zu", table.cols,
-                 dtype_info(table.type).name, block_elements);
+    return error(Code::kShapeMismatch,
+                 "the embedding has rows of %zu elements, but %s comes in blocks of %zu",
+                 table.cols, dtype_info(table.type).name, block_elements);
   }
   for_row_chunks(context, tokens, table.cols, [&](size_t begin, size_t end) {
     for (size_t token = begin; token < end; ++token) {
-      context.kernels.gemm.dequantize(table, static_cast<size_t>(ids[token]), 1, 0, table.cols, x + token * table.cols,
-                                      table.cols);
+      context.kernels.gemm.dequantize(table, static_cast<size_t>(ids[token]), 1, 0, table.cols,
+                                      x + token * table.cols, table.cols);
     }
   });
   return {};
 }
 
-// Each chunk owns a range of channels and walks all tokens in order, so rows that occur often stay deterministic.
-Status embedding_backward(Context& context, const int32_t* ids, size_t tokens, const float* dx, size_t rows, size_t cols,
-                          float* dtable) {
+// Each chunk owns a range of channels and walks all tokens in order, so rows that occur often stay
+// deterministic.
+Status embedding_backward(Context& context, const int32_t* ids, size_t tokens, const float* dx,
+                          size_t rows, size_t cols, float* dtable) {
   LR_RETURN_IF_ERROR(check_ids(ids, tokens, rows));
   constexpr size_t kChannels = 64;
   if (tokens == 0) return {};
-  for_row_chunks(context, ceil_div(cols, kChannels), tokens * kChannels, [&](size_t begin, size_t end) {
-    const size_t first = begin * kChannels, count = std::min(cols, end * kChannels) - first;
-    for (size_t token = 0; token < tokens; ++token) {
-      context.kernels.elementwise.add(dx + token * cols + first, count,
-                                      dtable + static_cast<size_t>(ids[token]) * cols + first);
-    }
-  });
+  for_row_chunks(
+      context, ceil_div(cols, kChannels), tokens * kChannels, [&](size_t begin, size_t end) {
+        const size_t first = begin * kChannels, count = std::min(cols, end * kChannels) - first;
+        for (size_t token = 0; token < tokens; ++token) {
+          context.kernels.elementwise.add(dx + token * cols + first, count,
+                                          dtable + static_cast<size_t>(ids[token]) * cols + first);
+        }
+      });
   return {};
 }
 

@@ -1,7 +1,11 @@
-// Bound by FLOPs: 4·n·C·V for the loss and dh. The vocabulary is walked in groups of blocks. A group is packed once by all threads, in the
-// two forms that the products need; then each thread takes chunks of rows through it, block by block:
-//   S = H·Wᵀ (rows of H by the block)  →  S becomes exp(S - shift), shift and sum per row  →  O += S·W, in dh's own memory
-// Rows do not depend on one another, so how they are cut changes no bits; the order of blocks is fixed.
+// Bound by FLOPs: 4·n·C·V for the loss and dh. The vocabulary is walked in groups of blocks. A
+// group is packed once by all threads, in the two forms that the products need; then each thread
+// takes chunks of rows through it, block by block:
+//   S = H·Wᵀ, the chunk's logits for the block
+//   S becomes exp(S - shift), with a shift and a sum kept for each row
+//   O += S·W, in dh's own memory
+// Rows do not depend on one another, so how they are cut changes no bits; the order of blocks is
+// fixed.
 #include "ops/linear_cross_entropy.h"
 
 #include <cmath>
@@ -19,7 +23,7 @@ namespace {
 constexpr size_t kPieceFloats = size_t{1} << 17;
 // Rows of the vocabulary in a block, before rounding to whole panels: the k of O += S·W.
 constexpr size_t kBlockTokens = 288;
-// Bytes of a packed group: enough blocks that forks are rare, few enough to stay in a last-level cache.
+// Bytes of a packed group: enough blocks that forks are rare, few enough for a last-level cache.
 constexpr size_t kGroupBytes = size_t{8} << 20;
 // Rows that go through a block together: what its pieces' way from L3 to L2 is spread over.
 constexpr size_t kMaxChunkRows = 256;
@@ -46,9 +50,17 @@ struct Pieces {
 
 class HeadPass {
  public:
-  HeadPass(Context& context, const float* h, const Matrix& w, const int32_t* targets, size_t n, float* dh)
-      : context_(context), gemm_(context.kernels.gemm), elementwise_(context.kernels.elementwise), h_(h), w_(w),
-        targets_(targets), n_(n), channels_(w.cols), dh_(dh) {
+  HeadPass(Context& context, const float* h, const Matrix& w, const int32_t* targets, size_t n,
+           float* dh)
+      : context_(context),
+        gemm_(context.kernels.gemm),
+        elementwise_(context.kernels.elementwise),
+        h_(h),
+        w_(w),
+        targets_(targets),
+        n_(n),
+        channels_(w.cols),
+        dh_(dh) {
     block_tokens_ = std::max(gemm_.nr, kBlockTokens / gemm_.nr * gemm_.nr);
     block_floats_ = block_tokens_ * round_up(channels_, gemm_.nr);
     const size_t forms = dh == nullptr ? 1 : 2;
@@ -66,11 +78,14 @@ class HeadPass {
 
   Status run(float grad_scale, HeadLoss* loss) {
     const size_t forms = dh_ == nullptr ? 1 : 2;
-    LR_RETURN_IF_ERROR(panels_.reserve(forms * group_blocks_ * block_floats_ * sizeof(float), "the packed head"));
+    LR_RETURN_IF_ERROR(
+        panels_.reserve(forms * group_blocks_ * block_floats_ * sizeof(float), "the packed head"));
     LR_RETURN_IF_ERROR(states_.reserve(n_ * sizeof(RowState), "the head's softmax"));
-    LR_RETURN_IF_ERROR(context_.pool.reserve_scratch(std::max(chunk_rows_ * block_tokens_, channels_) * sizeof(float)));
+    LR_RETURN_IF_ERROR(context_.pool.reserve_scratch(
+        std::max(chunk_rows_ * block_tokens_, channels_) * sizeof(float)));
     constexpr float kNothing = -std::numeric_limits<float>::infinity();
-    for (size_t row = 0; row < n_; ++row) state(row) = {{0, kNothing, 1, kNothing}, 0, kNothing, false};
+    for (size_t row = 0; row < n_; ++row)
+      state(row) = {{0, kNothing, 1, kNothing}, 0, kNothing, false};
 
     const size_t group_tokens = group_blocks_ * block_tokens_;
     for (size_t token = 0; token < w_.rows; token += group_tokens) {
@@ -101,18 +116,20 @@ class HeadPass {
       Matrix rows = w_;
       rows.data = w_.row(token);
       rows.rows = tokens;
-      LR_RETURN_IF_ERROR(gemm(context_, n_, {h_, channels_, 1, rows, true, channels_}, p, tokens, tokens, false));
+      LR_RETURN_IF_ERROR(
+          gemm(context_, n_, {h_, channels_, 1, rows, true, channels_}, p, tokens, tokens, false));
       for_row_chunks(context_, n_, tokens, [&](size_t begin, size_t end) {
         for (size_t row = begin; row < end; ++row) {
           const SoftmaxState& softmax = state(row).softmax;
           const float factor = static_cast<float>(static_cast<double>(grad_scale) / softmax.sum);
           elementwise_.scaled_exp(softmax.shift, factor, tokens, p + row * tokens);
           const size_t target = static_cast<size_t>(targets_[row]);
-          if (target >= token && target - token < tokens) p[row * tokens + target - token] -= grad_scale;
+          if (target >= token && target - token < tokens)
+            p[row * tokens + target - token] -= grad_scale;
         }
       });
-      LR_RETURN_IF_ERROR(gemm_tn(context_, tokens, channels_, n_, p, tokens, h_, channels_, grad_w + token * channels_,
-                                 channels_, false));
+      LR_RETURN_IF_ERROR(gemm_tn(context_, tokens, channels_, n_, p, tokens, h_, channels_,
+                                 grad_w + token * channels_, channels_, false));
     }
     return {};
   }
@@ -120,14 +137,17 @@ class HeadPass {
  private:
   RowState& state(size_t row) const { return states_.as<RowState>()[row]; }
   float* inner_panels(size_t block) const { return panels_.as<float>() + block * block_floats_; }
-  float* outer_panels(size_t block) const { return panels_.as<float>() + (group_blocks_ + block) * block_floats_; }
+  float* outer_panels(size_t block) const {
+    return panels_.as<float>() + (group_blocks_ + block) * block_floats_;
+  }
 
   // A task packs the rows of one panel of S = H·Wᵀ, which are some of the k of O += S·W.
   void pack_group(size_t token, size_t tokens) {
     const size_t panels_per_block = block_tokens_ / gemm_.nr;
     context_.pool.parallel(ceil_div(tokens, gemm_.nr), [&](size_t task, size_t) {
       const size_t block = task / panels_per_block, at = task % panels_per_block * gemm_.nr;
-      const size_t block_begin = block * block_tokens_, size = std::min(block_tokens_, tokens - block_begin);
+      const size_t block_begin = block * block_tokens_,
+                   size = std::min(block_tokens_, tokens - block_begin);
       const size_t first = token + block_begin + at, count = std::min(gemm_.nr, size - at);
       const size_t columns = round_up(size, gemm_.width);
       for (size_t piece = 0; piece < inner_.count(); ++piece) {
@@ -146,20 +166,22 @@ class HeadPass {
   void run_block(size_t block, size_t token, size_t tokens, size_t row, size_t rows, float* s) {
     const size_t columns = round_up(tokens, gemm_.width);
     for (size_t piece = 0; piece < inner_.count(); ++piece) {
-      const GemmSegment segment{h_ + row * channels_ + inner_.begin(piece), channels_, 1, inner_.size(piece)};
-      gemm_.block(&segment, 1, rows, inner_panels(block) + inner_.begin(piece) * columns, tokens, s, tokens, nullptr,
-                  piece > 0);
+      const GemmSegment segment{h_ + row * channels_ + inner_.begin(piece), channels_, 1,
+                                inner_.size(piece)};
+      gemm_.block(&segment, 1, rows, inner_panels(block) + inner_.begin(piece) * columns, tokens, s,
+                  tokens, nullptr, piece > 0);
     }
     for (size_t i = 0; i < rows; ++i) update_row(row + i, token, tokens, s + i * tokens);
     if (dh_ == nullptr) return;
     for (size_t piece = 0; piece < outer_.count(); ++piece) {
       const GemmSegment segment{s, tokens, 1, tokens};
-      gemm_.block(&segment, 1, rows, outer_panels(block) + outer_.begin(piece) * tokens, outer_.size(piece),
-                  dh_ + row * channels_ + outer_.begin(piece), channels_, nullptr, token > 0);
+      gemm_.block(&segment, 1, rows, outer_panels(block) + outer_.begin(piece) * tokens,
+                  outer_.size(piece), dh_ + row * channels_ + outer_.begin(piece), channels_,
+                  nullptr, token > 0);
     }
   }
 
-  // Takes the logits of tokens [token, token + tokens) into the row's state and turns them into weights.
+  // Takes the logits of [token, token + tokens) into the row's state and turns them into weights.
   void update_row(size_t row, size_t token, size_t tokens, float* logits) {
     RowState& row_state = state(row);
     const size_t target = static_cast<size_t>(targets_[row]);
@@ -186,8 +208,10 @@ class HeadPass {
     context_.pool.parallel(ceil_div(n_, chunk_rows), [&](size_t chunk, size_t worker) {
       float* target_row = context_.pool.scratch<float>(worker);
       for (size_t row = chunk * chunk_rows; row < std::min(n_, (chunk + 1) * chunk_rows); ++row) {
-        gemm_.dequantize(w_, static_cast<size_t>(targets_[row]), 1, 0, channels_, target_row, channels_);
-        const float factor = static_cast<float>(static_cast<double>(grad_scale) / state(row).softmax.sum);
+        gemm_.dequantize(w_, static_cast<size_t>(targets_[row]), 1, 0, channels_, target_row,
+                         channels_);
+        const float factor =
+            static_cast<float>(static_cast<double>(grad_scale) / state(row).softmax.sum);
         elementwise_.blend(-grad_scale, target_row, channels_, factor, dh_ + row * channels_);
       }
     });
@@ -197,8 +221,8 @@ class HeadPass {
     HeadLoss loss;
     for (size_t row = 0; row < n_; ++row) {
       const RowState& row_state = state(row);
-      loss.nll_sum += static_cast<double>(row_state.softmax.shift) + std::log(row_state.softmax.sum) -
-                      static_cast<double>(row_state.target_logit);
+      loss.nll_sum += static_cast<double>(row_state.softmax.shift) +
+                      std::log(row_state.softmax.sum) - static_cast<double>(row_state.target_logit);
       loss.correct += row_state.target_is_largest && !std::isnan(row_state.softmax.sum) ? 1 : 0;
     }
     return loss;
@@ -222,12 +246,14 @@ class HeadPass {
 Status check(const Matrix& w, const int32_t* targets, size_t n) {
   const size_t block_elements = dtype_info(w.type).block_elements;
   if (w.cols == 0 || w.cols % block_elements != 0) {
-    return error(Code::kShapeMismatch, "the head has rows of %zu elements, but %s comes in blocks of %zu", w.cols,
+    return error(Code::kShapeMismatch,
+                 "the head has rows of %zu elements, but %s comes in blocks of %zu", w.cols,
                  dtype_info(w.type).name, block_elements);
   }
   for (size_t row = 0; row < n; ++row) {
     if (targets[row] < 0 || static_cast<size_t>(targets[row]) >= w.rows) {
-      return error(Code::kShapeMismatch, "target %zu is %d, but must be at least 0 and below %zu", row, targets[row], w.rows);
+      return error(Code::kShapeMismatch, "target %zu is %d, but must be at least 0 and below %zu",
+                   row, targets[row], w.rows);
     }
   }
   return {};
@@ -235,8 +261,9 @@ Status check(const Matrix& w, const int32_t* targets, size_t n) {
 
 }  // namespace
 
-Status linear_cross_entropy(Context& context, const float* h, const Matrix& w, const int32_t* targets, size_t n,
-                            float grad_scale, float* dh, float* grad_w, HeadLoss* loss) {
+Status linear_cross_entropy(Context& context, const float* h, const Matrix& w,
+                            const int32_t* targets, size_t n, float grad_scale, float* dh,
+                            float* grad_w, HeadLoss* loss) {
   *loss = {};
   LR_RETURN_IF_ERROR(check(w, targets, n));
   if (n == 0) return {};

@@ -11,29 +11,30 @@ constexpr size_t kGradWeightChannels = 64;
 
 }  // namespace
 
-Status rmsnorm_forward(Context& context, const float* x, const float* w, float eps, size_t tokens, size_t channels, float* y,
-                       float* inv_rms) {
+Status rmsnorm_forward(Context& context, const float* x, const float* w, float eps, size_t tokens,
+                       size_t channels, float* y, float* inv_rms) {
   for_row_chunks(context, tokens, channels, [&](size_t begin, size_t end) {
-    context.kernels.elementwise.rmsnorm_forward(x + begin * channels, w, eps, end - begin, channels, y + begin * channels,
-                                                inv_rms + begin);
+    context.kernels.elementwise.rmsnorm_forward(x + begin * channels, w, eps, end - begin, channels,
+                                                y + begin * channels, inv_rms + begin);
   });
   return {};
 }
 
-Status rmsnorm_backward(Context& context, const float* x, const float* w, const float* inv_rms, const float* dy,
-                        size_t tokens, size_t channels, float* dx, bool accumulate, float* dw) {
+Status rmsnorm_backward(Context& context, const float* x, const float* w, const float* inv_rms,
+                        const float* dy, size_t tokens, size_t channels, float* dx, bool accumulate,
+                        float* dw) {
   if (dw != nullptr && tokens > 0) {  // before dx, which may overwrite dy
     for_row_chunks(context, ceil_div(channels, kGradWeightChannels), tokens * kGradWeightChannels,
                    [&](size_t begin, size_t end) {
-                     context.kernels.elementwise.rmsnorm_grad_weight(x, inv_rms, dy, tokens, channels,
-                                                                     begin * kGradWeightChannels,
-                                                                     std::min(channels, end * kGradWeightChannels), dw);
+                     context.kernels.elementwise.rmsnorm_grad_weight(
+                         x, inv_rms, dy, tokens, channels, begin * kGradWeightChannels,
+                         std::min(channels, end * kGradWeightChannels), dw);
                    });
   }
   for_row_chunks(context, tokens, channels, [&](size_t begin, size_t end) {
     const size_t offset = begin * channels;
-    context.kernels.elementwise.rmsnorm_backward(x + offset, w, inv_rms + begin, dy + offset, end - begin, channels,
-                                                 dx + offset, accumulate);
+    context.kernels.elementwise.rmsnorm_backward(x + offset, w, inv_rms + begin, dy + offset,
+                                                 end - begin, channels, dx + offset, accumulate);
   });
   return {};
 }

@@ -1,5 +1,6 @@
-// Splitting row-wise work that is bound by memory over the pool: chunks of whole rows whose size depends on the row's length
-// alone, so that results do not depend on the number of threads and small inputs do not fork.
+// Splitting row-wise work that is bound by memory over the pool: chunks of whole rows whose size
+// depends on the row's length alone, so that results do not depend on the number of threads and
+// small inputs do not fork.
 #pragma once
 
 #include <algorithm>

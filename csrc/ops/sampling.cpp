@@ -12,30 +12,38 @@ namespace {
 Status check_config(const SamplingConfig& config) {
   const auto in_unit_range = [](double x) { return x >= 0 && x <= 1; };
   if (!(config.temperature >= 0) || std::isinf(config.temperature)) {
-    return error(Code::kInvalidOption, "temperature is %g, but must be 0 or a positive number", config.temperature);
+    return error(Code::kInvalidOption, "temperature is %g, but must be 0 or a positive number",
+                 config.temperature);
   }
-  if (!in_unit_range(config.top_p)) return error(Code::kInvalidOption, "topP is %g, but must be from 0 to 1", config.top_p);
-  if (!in_unit_range(config.min_p)) return error(Code::kInvalidOption, "minP is %g, but must be from 0 to 1", config.min_p);
+  if (!in_unit_range(config.top_p))
+    return error(Code::kInvalidOption, "topP is %g, but must be from 0 to 1", config.top_p);
+  if (!in_unit_range(config.min_p))
+    return error(Code::kInvalidOption, "minP is %g, but must be from 0 to 1", config.min_p);
   if (!(config.repetition_penalty > 0) || std::isinf(config.repetition_penalty)) {
-    return error(Code::kInvalidOption, "repetitionPenalty is %g, but must be a positive number", config.repetition_penalty);
+    return error(Code::kInvalidOption, "repetitionPenalty is %g, but must be a positive number",
+                 config.repetition_penalty);
   }
   return {};
 }
 
-// *largest of the logits; -infinity is a token that cannot be drawn, anything else that is not finite is an error.
+// *largest of the logits; -infinity is a token that cannot be drawn, anything else that is not
+// finite is an error.
 Status check_logits(const float* logits, size_t vocab, float* largest) {
   *largest = -std::numeric_limits<float>::infinity();
   for (size_t id = 0; id < vocab; ++id) {
     if (std::isnan(logits[id]) || logits[id] == std::numeric_limits<float>::infinity()) {
-      return error(Code::kNonFinite, "the logit of token %zu is %g", id, static_cast<double>(logits[id]));
+      return error(Code::kNonFinite, "the logit of token %zu is %g", id,
+                   static_cast<double>(logits[id]));
     }
     *largest = std::max(*largest, logits[id]);
   }
-  if (std::isinf(*largest)) return error(Code::kNonFinite, "none of %zu logits is above -infinity", vocab);
+  if (std::isinf(*largest))
+    return error(Code::kNonFinite, "none of %zu logits is above -infinity", vocab);
   return {};
 }
 
-void penalise(const float* logits, size_t vocab, double penalty, std::span<const int32_t> context_ids, float* scores) {
+void penalise(const float* logits, size_t vocab, double penalty,
+              std::span<const int32_t> context_ids, float* scores) {
   const float factor = static_cast<float>(penalty);
   for (const int32_t id : context_ids) {
     if (id < 0 || static_cast<size_t>(id) >= vocab) continue;
@@ -53,8 +61,9 @@ float top_k_threshold(const std::vector<float>& scores, size_t k, std::vector<fl
   return *kth;
 }
 
-// Transformers sorts upwards (stably) and drops tokens while the sum of probabilities so far is at most 1 - p, in fp32. Seen from
-// above: tokens are kept while one minus the sum of the larger ones exceeds 1 - p. Only as many are sorted as that needs.
+// Transformers sorts upwards (stably) and drops tokens while the sum of probabilities so far is at
+// most 1 - p, in fp32. Seen from above: tokens are kept while one minus the sum of the larger ones
+// exceeds 1 - p. Only as many are sorted as that needs.
 void keep_top_p(double p, std::vector<Candidate>* candidates) {
   const auto above = [](const Candidate& a, const Candidate& b) {
     return a.score != b.score ? a.score > b.score : a.id > b.id;
@@ -66,7 +75,8 @@ void keep_top_p(double p, std::vector<Candidate>* candidates) {
     if (kept == sorted) {
       const auto begin = candidates->begin() + static_cast<ptrdiff_t>(sorted);
       sorted = std::min(candidates->size(), std::max<size_t>(64, 4 * sorted));
-      std::partial_sort(begin, candidates->begin() + static_cast<ptrdiff_t>(sorted), candidates->end(), above);
+      std::partial_sort(begin, candidates->begin() + static_cast<ptrdiff_t>(sorted),
+                        candidates->end(), above);
     }
     if (kept > 0 && static_cast<float>(1.0 - larger) <= dropped_mass) break;
     larger += (*candidates)[kept].probability;
@@ -84,14 +94,17 @@ void normalise(std::vector<Candidate>* candidates) {
 float log_probability(const float* logits, size_t vocab, int32_t id) {
   const double largest = static_cast<double>(*std::max_element(logits, logits + vocab));
   double sum = 0;
-  for (size_t other = 0; other < vocab; ++other) sum += std::exp(static_cast<double>(logits[other]) - largest);
+  for (size_t other = 0; other < vocab; ++other)
+    sum += std::exp(static_cast<double>(logits[other]) - largest);
   return static_cast<float>(static_cast<double>(logits[id]) - largest - std::log(sum));
 }
 
 // Uniform in [0, 1) with 53 bits.
 double uniform(uint64_t seed, uint64_t stream, uint64_t step) {
-  const auto words = philox4x32({static_cast<uint32_t>(step), static_cast<uint32_t>(step >> 32),
-                                 static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32)}, seed);
+  const auto words =
+      philox4x32({static_cast<uint32_t>(step), static_cast<uint32_t>(step >> 32),
+                  static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32)},
+                 seed);
   return static_cast<double>((uint64_t{words[1]} << 32 | words[0]) >> 11) * 0x1p-53;
 }
 
@@ -121,26 +134,30 @@ Status sampling_candidates(const float* logits, size_t vocab, const SamplingConf
   for (size_t id = 0; id < vocab; ++id) {
     if (scores[id] < threshold || std::isinf(scores[id])) continue;
     const double below_largest = static_cast<double>(scores[id]) - static_cast<double>(largest);
-    candidates.push_back({static_cast<int32_t>(id), scores[id], std::exp(below_largest / config.temperature)});
+    candidates.push_back(
+        {static_cast<int32_t>(id), scores[id], std::exp(below_largest / config.temperature)});
   }
   normalise(&candidates);
   if (config.top_p < 1) {
     keep_top_p(config.top_p, &candidates);
-    std::sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
+    std::sort(candidates.begin(), candidates.end(),
+              [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
   }
   if (config.min_p > 0) {
-    const auto most_likely = std::max_element(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) {
-      return a.probability < b.probability;
-    });
+    const auto most_likely = std::max_element(
+        candidates.begin(), candidates.end(),
+        [](const Candidate& a, const Candidate& b) { return a.probability < b.probability; });
     const double floor = config.min_p * most_likely->probability;
-    std::erase_if(candidates, [&](const Candidate& candidate) { return candidate.probability < floor; });
+    std::erase_if(candidates,
+                  [&](const Candidate& candidate) { return candidate.probability < floor; });
   }
   normalise(&candidates);
   return {};
 }
 
-Status sample_row(const float* logits, size_t vocab, const SamplingConfig& config, std::span<const int32_t> context_ids,
-                  uint64_t seed, uint64_t stream, uint64_t step, SamplingScratch* scratch, int32_t* id, float* logprob) {
+Status sample_row(const float* logits, size_t vocab, const SamplingConfig& config,
+                  std::span<const int32_t> context_ids, uint64_t seed, uint64_t stream,
+                  uint64_t step, SamplingScratch* scratch, int32_t* id, float* logprob) {
   LR_RETURN_IF_ERROR(sampling_candidates(logits, vocab, config, context_ids, scratch));
   const std::vector<Candidate>& candidates = scratch->candidates;
   const double drawn = uniform(seed, stream, step);

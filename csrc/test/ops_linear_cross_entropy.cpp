@@ -1,5 +1,6 @@
-// The fused head against a double-precision reference and finite differences: loss, accuracy, dh and dw, at every level, for
-// several storage types and odd sizes; non-finite input, bad targets, and the same bits for any number of threads.
+// The fused head against a double-precision reference and finite differences: loss, accuracy, dh
+// and dw, at every level, for several storage types and odd sizes; non-finite input, bad targets,
+// and the same bits for any number of threads.
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -18,8 +19,9 @@ using Floats = std::vector<float>;
 struct Shape {
   size_t n, channels, vocab;
 };
-constexpr Shape kShapes[] = {{1, 1, 1},    {1, 64, 257},   {3, 17, 1009}, {2, 7, 3},      {17, 127, 288},
-                             {33, 64, 49}, {7, 833, 1153}, {5, 1801, 97}, {70, 64, 2503}, {601, 31, 613}};
+constexpr Shape kShapes[] = {{1, 1, 1},      {1, 64, 257},  {3, 17, 1009},  {2, 7, 3},
+                             {17, 127, 288}, {33, 64, 49},  {7, 833, 1153}, {5, 1801, 97},
+                             {70, 64, 2503}, {601, 31, 613}};
 
 // A head in one storage type, with the fp32 values that it stands for.
 struct Head {
@@ -34,11 +36,14 @@ Head make_head(Random& random, DType type, size_t vocab, size_t channels, float 
   head.bytes.resize(row_bytes(type, channels) * vocab);
   unsigned char* out = head.bytes.data();
   switch (type) {
-    case DType::kF32: std::memcpy(out, head.values.data(), head.bytes.size()); break;
+    case DType::kF32:
+      std::memcpy(out, head.values.data(), head.bytes.size());
+      break;
     case DType::kBF16:
     case DType::kF16:
       for (size_t i = 0; i < head.values.size(); ++i) {
-        const uint16_t half = type == DType::kBF16 ? f32_to_bf16(head.values[i]) : f32_to_f16(head.values[i]);
+        const uint16_t half =
+            type == DType::kBF16 ? f32_to_bf16(head.values[i]) : f32_to_f16(head.values[i]);
         head.values[i] = type == DType::kBF16 ? bf16_to_f32(half) : f16_to_f32(half);
         std::memcpy(out + 2 * i, &half, 2);
       }
@@ -49,7 +54,8 @@ Head make_head(Random& random, DType type, size_t vocab, size_t channels, float 
         std::memcpy(out + block * 34, &half, 2);
         for (size_t i = 0; i < 32; ++i) {
           float& value = head.values[block * 32 + i];
-          const int code = std::max(-127, std::min(127, static_cast<int>(std::lround(value / f16_to_f32(half)))));
+          const int code = std::max(
+              -127, std::min(127, static_cast<int>(std::lround(value / f16_to_f32(half)))));
           out[block * 34 + 2 + i] = static_cast<unsigned char>(static_cast<int8_t>(code));
           value = static_cast<float>(code) * f16_to_f32(half);
         }
@@ -65,10 +71,12 @@ struct Reference {
   Doubles dh, dw;
 };
 
-double row_nll(const double* h, const Floats& w, size_t channels, size_t vocab, size_t target, Doubles* p) {
+double row_nll(const double* h, const Floats& w, size_t channels, size_t vocab, size_t target,
+               Doubles* p) {
   Doubles logits(vocab);
   for (size_t v = 0; v < vocab; ++v) {
-    for (size_t c = 0; c < channels; ++c) logits[v] += h[c] * static_cast<double>(w[v * channels + c]);
+    for (size_t c = 0; c < channels; ++c)
+      logits[v] += h[c] * static_cast<double>(w[v * channels + c]);
   }
   double largest = logits[0], sum = 0;
   for (double logit : logits) largest = std::fmax(largest, logit);
@@ -76,13 +84,14 @@ double row_nll(const double* h, const Floats& w, size_t channels, size_t vocab, 
   if (p != nullptr) {
     p->resize(vocab + 1);
     for (size_t v = 0; v < vocab; ++v) (*p)[v] = std::exp(logits[v] - largest) / sum;
-    (*p)[vocab] = static_cast<double>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+    (*p)[vocab] =
+        static_cast<double>(std::max_element(logits.begin(), logits.end()) - logits.begin());
   }
   return largest + std::log(sum) - logits[target];
 }
 
-Reference reference(const Doubles& h, const Floats& w, const std::vector<int32_t>& targets, size_t channels, size_t vocab,
-                    double grad_scale) {
+Reference reference(const Doubles& h, const Floats& w, const std::vector<int32_t>& targets,
+                    size_t channels, size_t vocab, double grad_scale) {
   Reference result;
   result.dh.resize(h.size());
   result.dw.resize(w.size());
@@ -113,28 +122,43 @@ void test_against_reference(Context& context, const char* level, Random& random)
       for (size_t i = 0; i < n; ++i) {
         const size_t target = i == 0 ? vocab - 1 : random.below(vocab);
         targets.push_back(static_cast<int32_t>(target));
-        for (size_t c = 0; i % 2 == 1 && c < channels; ++c) h[i * channels + c] += 3 * head.values[target * channels + c];
+        for (size_t c = 0; i % 2 == 1 && c < channels; ++c)
+          h[i * channels + c] += 3 * head.values[target * channels + c];
       }
       const float grad_scale = 1 / static_cast<float>(n);
       const Floats before = random.normals(vocab * channels, grad_scale);
       Floats dh(n * channels, std::numeric_limits<float>::quiet_NaN()), dw = before;
       HeadLoss loss, loss_only, frozen;
-      const std::string what = std::string(level) + " " + dtype_info(type).name + " n=" + std::to_string(n) + " C=" +
-                               std::to_string(channels) + " V=" + std::to_string(vocab);
-      expect_ok(linear_cross_entropy(context, h.data(), head.matrix, targets.data(), n, grad_scale, dh.data(), dw.data(), &loss), what.c_str());
-      Reference want = reference(Doubles(h.begin(), h.end()), head.values, targets, channels, vocab, static_cast<double>(grad_scale));
+      const std::string what = std::string(level) + " " + dtype_info(type).name +
+                               " n=" + std::to_string(n) + " C=" + std::to_string(channels) +
+                               " V=" + std::to_string(vocab);
+      expect_ok(linear_cross_entropy(context, h.data(), head.matrix, targets.data(), n, grad_scale,
+                                     dh.data(), dw.data(), &loss),
+                what.c_str());
+      Reference want = reference(Doubles(h.begin(), h.end()), head.values, targets, channels, vocab,
+                                 static_cast<double>(grad_scale));
       for (size_t i = 0; i < want.dw.size(); ++i) want.dw[i] += static_cast<double>(before[i]);
-      expect_near(loss.nll_sum, want.nll_sum, 3e-6 * (static_cast<double>(n) + std::fabs(want.nll_sum)), (what + ": loss").c_str(), 0);
-      expect(loss.correct == want.correct, "%s: %zu correct instead of %zu", what.c_str(), loss.correct, want.correct);
-      expect_all_near(dh.data(), want.dh, 1e-5, (what + ": dh").c_str(), 1e-7 * static_cast<double>(grad_scale));
+      expect_near(loss.nll_sum, want.nll_sum,
+                  3e-6 * (static_cast<double>(n) + std::fabs(want.nll_sum)),
+                  (what + ": loss").c_str(), 0);
+      expect(loss.correct == want.correct, "%s: %zu correct instead of %zu", what.c_str(),
+             loss.correct, want.correct);
+      expect_all_near(dh.data(), want.dh, 1e-5, (what + ": dh").c_str(),
+                      1e-7 * static_cast<double>(grad_scale));
       expect_all_near(dw.data(), want.dw, 1e-5, (what + ": dw").c_str());
 
-      expect_ok(linear_cross_entropy(context, h.data(), head.matrix, targets.data(), n, grad_scale, nullptr, nullptr, &loss_only), what.c_str());
+      expect_ok(linear_cross_entropy(context, h.data(), head.matrix, targets.data(), n, grad_scale,
+                                     nullptr, nullptr, &loss_only),
+                what.c_str());
       Floats dh_frozen(n * channels);
-      expect_ok(linear_cross_entropy(context, h.data(), head.matrix, targets.data(), n, grad_scale, dh_frozen.data(), nullptr, &frozen), what.c_str());
-      expect(loss_only.nll_sum == loss.nll_sum && loss_only.correct == loss.correct && frozen.nll_sum == loss.nll_sum,
+      expect_ok(linear_cross_entropy(context, h.data(), head.matrix, targets.data(), n, grad_scale,
+                                     dh_frozen.data(), nullptr, &frozen),
+                what.c_str());
+      expect(loss_only.nll_sum == loss.nll_sum && loss_only.correct == loss.correct &&
+                 frozen.nll_sum == loss.nll_sum,
              "%s: the loss depends on the gradients asked for", what.c_str());
-      expect(std::memcmp(dh.data(), dh_frozen.data(), dh.size() * 4) == 0, "%s: dh depends on grad_w", what.c_str());
+      expect(std::memcmp(dh.data(), dh_frozen.data(), dh.size() * 4) == 0,
+             "%s: dh depends on grad_w", what.c_str());
     }
   }
 }
@@ -147,14 +171,17 @@ void test_finite_differences(Context& context, Random& random) {
   const int32_t target = 42;
   Floats dh(channels);
   HeadLoss loss;
-  expect_ok(linear_cross_entropy(context, h.data(), head.matrix, &target, 1, 1, dh.data(), nullptr, &loss), "head");
+  expect_ok(linear_cross_entropy(context, h.data(), head.matrix, &target, 1, 1, dh.data(), nullptr,
+                                 &loss),
+            "head");
   for (size_t c = 0; c < channels; ++c) {
     const double step = 1e-4;
     Doubles above(h.begin(), h.end()), below = above;
     above[c] += step;
     below[c] -= step;
     const double difference = (row_nll(above.data(), head.values, channels, vocab, 42, nullptr) -
-                               row_nll(below.data(), head.values, channels, vocab, 42, nullptr)) / (2 * step);
+                               row_nll(below.data(), head.values, channels, vocab, 42, nullptr)) /
+                              (2 * step);
     expect_near(dh[c], difference, 1e-5, "dh by differences", c);
   }
 }
@@ -167,11 +194,14 @@ void test_ties(Context& context) {
   const Floats h{2, 0, 2, 0, 2, 0, 2, 0};
   const int32_t targets[] = {5, 6, 700, 0};
   HeadLoss loss;
-  expect_ok(linear_cross_entropy(context, h.data(), matrix(w.data(), DType::kF32, vocab, channels), targets, 4, 1, nullptr, nullptr, &loss), "ties");
+  expect_ok(linear_cross_entropy(context, h.data(), matrix(w.data(), DType::kF32, vocab, channels),
+                                 targets, 4, 1, nullptr, nullptr, &loss),
+            "ties");
   expect(loss.correct == 1, "ties: %zu correct instead of 1", loss.correct);
 }
 
-// Logits that grow by hundreds from block to block, so that every block rescales and exp would overflow without it.
+// Logits that grow by hundreds from block to block, so that every block rescales and exp would
+// overflow without it.
 void test_large_logits(Context& context) {
   const size_t vocab = 3000;
   Floats w(vocab);
@@ -180,7 +210,9 @@ void test_large_logits(Context& context) {
   const int32_t targets[] = {2999, 1, 7};
   Floats dh(3);
   HeadLoss loss;
-  expect_ok(linear_cross_entropy(context, h.data(), matrix(w.data(), DType::kF32, vocab, 1), targets, 3, 1, dh.data(), nullptr, &loss), "large logits");
+  expect_ok(linear_cross_entropy(context, h.data(), matrix(w.data(), DType::kF32, vocab, 1),
+                                 targets, 3, 1, dh.data(), nullptr, &loss),
+            "large logits");
   const Reference want = reference({1, -1, 0}, w, {2999, 1, 7}, 1, vocab, 1);
   expect_near(loss.nll_sum, want.nll_sum, 1e-5, "large logits: loss", 0);
   expect_all_near(dh.data(), want.dh, 1e-5, "large logits: dh");
@@ -190,29 +222,41 @@ void test_bad_input(Context& context, Random& random) {
   const size_t channels = 33, vocab = 700, n = 3;
   const Head head = make_head(random, DType::kF32, vocab, channels, 1);
   const int32_t targets[] = {1, 699, 300};
-  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
-                          -std::numeric_limits<float>::infinity(), 3e38f}) {
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+        -std::numeric_limits<float>::infinity(), 3e38f}) {
     Floats h = random.normals(n * channels), dh(n * channels), dw(vocab * channels);
     h[channels + 5] = bad;
     HeadLoss loss;
-    expect_ok(linear_cross_entropy(context, h.data(), head.matrix, targets, n, 1, dh.data(), dw.data(), &loss), "non-finite h");
-    expect(!std::isfinite(loss.nll_sum), "loss of h with %g is %g", static_cast<double>(bad), loss.nll_sum);
-    expect(loss.correct <= n, "correct of h with %g is %zu", static_cast<double>(bad), loss.correct);
-    expect(std::isfinite(dh[0]) && std::isfinite(dh[2 * channels]), "a bad row spoils its neighbours");
+    expect_ok(linear_cross_entropy(context, h.data(), head.matrix, targets, n, 1, dh.data(),
+                                   dw.data(), &loss),
+              "non-finite h");
+    expect(!std::isfinite(loss.nll_sum), "loss of h with %g is %g", static_cast<double>(bad),
+           loss.nll_sum);
+    expect(loss.correct <= n, "correct of h with %g is %zu", static_cast<double>(bad),
+           loss.correct);
+    expect(std::isfinite(dh[0]) && std::isfinite(dh[2 * channels]),
+           "a bad row spoils its neighbours");
   }
   Floats h = random.normals(n * channels);
   HeadLoss loss;
   for (const int32_t bad : {-100, -1, 700, std::numeric_limits<int32_t>::max()}) {
     const int32_t with_bad[] = {0, bad, 2};
-    const Status status = linear_cross_entropy(context, h.data(), head.matrix, with_bad, n, 1, nullptr, nullptr, &loss);
+    const Status status = linear_cross_entropy(context, h.data(), head.matrix, with_bad, n, 1,
+                                               nullptr, nullptr, &loss);
     expect_code(status, Code::kShapeMismatch, "target outside");
-    expect(status.message().find("target 1 is " + std::to_string(bad)) != std::string::npos, "target outside says: %s", status.message().c_str());
+    expect(status.message().find("target 1 is " + std::to_string(bad)) != std::string::npos,
+           "target outside says: %s", status.message().c_str());
   }
   Matrix ragged = head.matrix;
   ragged.type = DType::kQ8_0;
-  expect_code(linear_cross_entropy(context, h.data(), ragged, targets, n, 1, nullptr, nullptr, &loss), Code::kShapeMismatch, "33 channels of Q8_0");
+  expect_code(
+      linear_cross_entropy(context, h.data(), ragged, targets, n, 1, nullptr, nullptr, &loss),
+      Code::kShapeMismatch, "33 channels of Q8_0");
   loss = {5, 5};
-  expect_ok(linear_cross_entropy(context, h.data(), head.matrix, targets, 0, 1, nullptr, nullptr, &loss), "no rows");
+  expect_ok(
+      linear_cross_entropy(context, h.data(), head.matrix, targets, 0, 1, nullptr, nullptr, &loss),
+      "no rows");
   expect(loss.nll_sum == 0 && loss.correct == 0, "no rows give a loss of %g", loss.nll_sum);
 }
 
@@ -226,7 +270,9 @@ std::vector<unsigned char> run_once(Context& context) {
   for (size_t i = 0; i < n; ++i) targets.push_back(static_cast<int32_t>(random.below(vocab)));
   Floats dh(n * channels), dw(vocab * channels);
   HeadLoss loss;
-  expect_ok(linear_cross_entropy(context, h.data(), head.matrix, targets.data(), n, 0.01f, dh.data(), dw.data(), &loss), "head");
+  expect_ok(linear_cross_entropy(context, h.data(), head.matrix, targets.data(), n, 0.01f,
+                                 dh.data(), dw.data(), &loss),
+            "head");
   std::vector<unsigned char> bytes(sizeof loss.nll_sum + dh.size() * 4 + dw.size() * 4);
   std::memcpy(bytes.data(), &loss.nll_sum, sizeof loss.nll_sum);
   std::memcpy(bytes.data() + sizeof loss.nll_sum, dh.data(), dh.size() * 4);

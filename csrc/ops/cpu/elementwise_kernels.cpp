@@ -1,5 +1,6 @@
-// Norms, SwiGLU, dropout, AdamW and sums: one pass over memory each, so the floor is bytes (SwiGLU and the softmax: one exp
-// an element; dropout: a tenth of a Philox). Every kernel walks whole vectors and ends with one masked vector.
+// Norms, SwiGLU, dropout, AdamW and sums: one pass over memory each, so the floor is bytes (SwiGLU
+// and the softmax: one exp an element; dropout: a tenth of a Philox). Every kernel walks whole
+// vectors and ends with one masked vector.
 #include "ops/cpu/elementwise_kernels.h"
 
 #include "ops/cpu/vec.h"
@@ -25,7 +26,8 @@ LR_INLINE void for_each_vector(size_t n, const Body& body) {
   if (i < n) body(Part{}, i, n - i);
 }
 
-// Σ over [0, n) of term(access, i, n, sum so far), in four interleaved sums that hide the latency of the additions.
+// Σ over [0, n) of term(access, i, n, sum so far), in four interleaved sums that hide the latency
+// of the additions.
 template <class Term>
 LR_INLINE float sum_over_vectors(size_t n, const Term& term) {
   V::T sum0 = V::zero(), sum1 = V::zero(), sum2 = V::zero(), sum3 = V::zero();
@@ -43,27 +45,31 @@ LR_INLINE float sum_over_vectors(size_t n, const Term& term) {
 
 // ── RMSNorm ──
 
-void rmsnorm_forward(const float* x, const float* w, float eps, size_t rows, size_t channels, float* y, float* inv_rms) {
+void rmsnorm_forward(const float* x, const float* w, float eps, size_t rows, size_t channels,
+                     float* y, float* inv_rms) {
   for (size_t row = 0; row < rows; ++row, x += channels, y += channels) {
-    const float squares = sum_over_vectors(channels, [&](auto access, size_t c, size_t n, V::T sum) {
-      const V::T value = access.load(x + c, n);
-      return V::fma(value, value, sum);
-    });
+    const float squares =
+        sum_over_vectors(channels, [&](auto access, size_t c, size_t n, V::T sum) {
+          const V::T value = access.load(x + c, n);
+          return V::fma(value, value, sum);
+        });
     const float inverse = 1.0f / __builtin_sqrtf(squares / static_cast<float>(channels) + eps);
     inv_rms[row] = inverse;
     const V::T inverses = V::set(inverse);
     for_each_vector(channels, [&](auto access, size_t c, size_t n) {
-      access.store(y + c, V::mul(access.load(w + c, n), V::mul(access.load(x + c, n), inverses)), n);
+      access.store(y + c, V::mul(access.load(w + c, n), V::mul(access.load(x + c, n), inverses)),
+                   n);
     });
   }
 }
 
 // dx = inv·(w·dy) - x · inv³/C · Σ w·dy·x
-void rmsnorm_backward(const float* x, const float* w, const float* inv_rms, const float* dy, size_t rows, size_t channels,
-                      float* dx, bool accumulate) {
+void rmsnorm_backward(const float* x, const float* w, const float* inv_rms, const float* dy,
+                      size_t rows, size_t channels, float* dx, bool accumulate) {
   for (size_t row = 0; row < rows; ++row, x += channels, dy += channels, dx += channels) {
     const float dot = sum_over_vectors(channels, [&](auto access, size_t c, size_t n, V::T sum) {
-      return V::fma(V::mul(access.load(dy + c, n), access.load(w + c, n)), access.load(x + c, n), sum);
+      return V::fma(V::mul(access.load(dy + c, n), access.load(w + c, n)), access.load(x + c, n),
+                    sum);
     });
     const float inverse = inv_rms[row];
     const V::T inverses = V::set(inverse);
@@ -77,22 +83,25 @@ void rmsnorm_backward(const float* x, const float* w, const float* inv_rms, cons
   }
 }
 
-void rmsnorm_grad_weight(const float* x, const float* inv_rms, const float* dy, size_t tokens, size_t channels, size_t begin,
-                         size_t end, float* dw) {
+void rmsnorm_grad_weight(const float* x, const float* inv_rms, const float* dy, size_t tokens,
+                         size_t channels, size_t begin, size_t end, float* dw) {
   for (size_t token = 0; token < tokens; ++token, x += channels, dy += channels) {
     const V::T inverse = V::set(inv_rms[token]);
     const float *x_range = x + begin, *dy_range = dy + begin;
     float* dw_range = dw + begin;
     for_each_vector(end - begin, [&](auto access, size_t c, size_t n) {
       const V::T normed = V::mul(access.load(x_range + c, n), inverse);
-      access.store(dw_range + c, V::fma(access.load(dy_range + c, n), normed, access.load(dw_range + c, n)), n);
+      access.store(dw_range + c,
+                   V::fma(access.load(dy_range + c, n), normed, access.load(dw_range + c, n)), n);
     });
   }
 }
 
 // ── SwiGLU ──
 
-LR_INLINE V::T sigmoid(V::T x) { return V::div(V::set(1.0f), V::add(V::set(1.0f), vexp(V::sub(V::zero(), x)))); }
+LR_INLINE V::T sigmoid(V::T x) {
+  return V::div(V::set(1.0f), V::add(V::set(1.0f), vexp(V::sub(V::zero(), x))));
+}
 
 void swiglu_forward(const float* g, const float* u, size_t n, float* h) {
   for_each_vector(n, [&](auto access, size_t i, size_t lanes) {
@@ -102,10 +111,12 @@ void swiglu_forward(const float* g, const float* u, size_t n, float* h) {
 }
 
 // silu'(g) = σ·(1 + g·(1 - σ))
-void swiglu_backward(const float* g, const float* u, const float* dh, size_t n, float* dg, float* du) {
+void swiglu_backward(const float* g, const float* u, const float* dh, size_t n, float* dg,
+                     float* du) {
   for_each_vector(n, [&](auto access, size_t i, size_t lanes) {
     const V::T one = V::set(1.0f);
-    const V::T gate = access.load(g + i, lanes), up = access.load(u + i, lanes), gradient = access.load(dh + i, lanes);
+    const V::T gate = access.load(g + i, lanes), up = access.load(u + i, lanes),
+               gradient = access.load(dh + i, lanes);
     const V::T sigma = sigmoid(gate);
     const V::T slope = V::mul(sigma, V::fma(gate, V::sub(one, sigma), one));
     access.store(dg + i, V::mul(V::mul(gradient, up), slope), lanes);
@@ -141,9 +152,11 @@ double sum_of_squares(const float* x, size_t n) {
   double sums[kSums] = {};
   size_t i = 0;
   for (; i + kSums <= n; i += kSums) {
-    for (size_t j = 0; j < kSums; ++j) sums[j] += static_cast<double>(x[i + j]) * static_cast<double>(x[i + j]);
+    for (size_t j = 0; j < kSums; ++j)
+      sums[j] += static_cast<double>(x[i + j]) * static_cast<double>(x[i + j]);
   }
-  for (size_t j = 0; i < n; ++i, ++j) sums[j] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  for (size_t j = 0; i < n; ++i, ++j)
+    sums[j] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
   double total = 0;
   for (double sum : sums) total += sum;
   return total;
@@ -151,11 +164,11 @@ double sum_of_squares(const float* x, size_t n) {
 
 // ── Dropout ──
 
-constexpr size_t kCounters = 64;               // of a block: enough to fill any vector, few enough to stay in L1
-constexpr size_t kElementsPerCounter = 8;      // 16 bits each
+constexpr size_t kCounters = 64;  // of a block: enough to fill any vector, few enough to stay in L1
+constexpr size_t kElementsPerCounter = 8;  // 16 bits each
 constexpr size_t kBlockElements = kCounters * kElementsPerCounter;
 
-// Lanes of 64 bits: a 32-bit word sits in the lower half of each, what is above it is never looked at.
+// Lanes of 64 bits: a 32-bit word sits in the lower half of each, and what is above it is ignored.
 using Words = uint64_t __attribute__((vector_size(4 * V::kWidth)));
 constexpr size_t kWordLanes = V::kWidth / 2;
 
@@ -172,7 +185,7 @@ LR_INLINE Words widening_multiply(Words a, Words b) {
 #endif
 }
 
-// core/philox.h's philox4x32 for kCounters consecutive counters: 128 bits of each, its first word lowest.
+// core/philox.h's philox4x32 for kCounters consecutive counters: 128 bits each, first word lowest.
 void philox_block(uint64_t counter, uint64_t seed, uint64_t stream, uint64_t* bits) {
   constexpr int kRounds = 10;
   Words keys0[kRounds], keys1[kRounds];
@@ -180,7 +193,8 @@ void philox_block(uint64_t counter, uint64_t seed, uint64_t stream, uint64_t* bi
     keys0[round] = Words{} + (static_cast<uint32_t>(seed) + round * 0x9E3779B9u);
     keys1[round] = Words{} + (static_cast<uint32_t>(seed >> 32) + round * 0xBB67AE85u);
   }
-  const Words multiplier0 = Words{} + uint64_t{0xD2511F53u}, multiplier1 = Words{} + uint64_t{0xCD9E8D57u};
+  const Words multiplier0 = Words{} + uint64_t{0xD2511F53u},
+              multiplier1 = Words{} + uint64_t{0xCD9E8D57u};
   Words lanes;
   for (size_t lane = 0; lane < kWordLanes; ++lane) lanes[lane] = lane;
   alignas(64) uint64_t low[kCounters], high[kCounters];
@@ -189,13 +203,15 @@ void philox_block(uint64_t counter, uint64_t seed, uint64_t stream, uint64_t* bi
     Words word0 = counters, word1 = counters >> 32, word2 = Words{} + stream, word3 = word2 >> 32;
 #pragma GCC unroll 10
     for (int round = 0; round < kRounds; ++round) {
-      const Words product0 = widening_multiply(word0, multiplier0), product1 = widening_multiply(word2, multiplier1);
+      const Words product0 = widening_multiply(word0, multiplier0),
+                  product1 = widening_multiply(word2, multiplier1);
       word0 = (product1 >> 32) ^ word1 ^ keys0[round];
       word1 = product1;
       word2 = (product0 >> 32) ^ word3 ^ keys1[round];
       word3 = product0;
     }
-    const Words low_words = (word0 & 0xFFFFFFFFu) | (word1 << 32), high_words = (word2 & 0xFFFFFFFFu) | (word3 << 32);
+    const Words low_words = (word0 & 0xFFFFFFFFu) | (word1 << 32),
+                high_words = (word2 & 0xFFFFFFFFu) | (word3 << 32);
     memcpy(low + j, &low_words, sizeof low_words);
     memcpy(high + j, &high_words, sizeof high_words);
   }
@@ -206,25 +222,30 @@ void philox_block(uint64_t counter, uint64_t seed, uint64_t stream, uint64_t* bi
 }
 
 template <bool kAccumulate>
-void apply_mask(const float* x, const uint16_t* bits, size_t n, uint32_t threshold, float factor, float* y) {
+void apply_mask(const float* x, const uint16_t* bits, size_t n, uint32_t threshold, float factor,
+                float* y) {
 #pragma GCC ivdep  // y is x or lies apart from it
   for (size_t i = 0; i < n; ++i) {
-    const uint32_t mask = bits[i] >= threshold ? ~0u : 0u;  // not a branch, which AVX2 would not vectorise
-    const float kept = __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, x[i] * factor) & mask);
+    // Not a choice between values, which would stay a branch at AVX2.
+    const uint32_t mask = bits[i] >= threshold ? ~0u : 0u;
+    const float kept =
+        __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, x[i] * factor) & mask);
     y[i] = kAccumulate ? y[i] + kept : kept;
   }
 }
 
-void dropout(const float* x, size_t n, uint64_t first, uint32_t threshold, float factor, uint64_t seed, uint64_t module,
-             float* y, bool accumulate) {
+void dropout(const float* x, size_t n, uint64_t first, uint32_t threshold, float factor,
+             uint64_t seed, uint64_t module, float* y, bool accumulate) {
   alignas(64) uint64_t words[kCounters * 2];
   alignas(64) uint16_t bits[kBlockElements];
-  size_t skipped = first % kElementsPerCounter;  // bits of the first counter that belong to earlier elements
+  // Elements of the first counter that come before `first`.
+  size_t skipped = first % kElementsPerCounter;
   for (uint64_t counter = first / kElementsPerCounter; n > 0; counter += kCounters) {
     philox_block(counter, seed, module, words);
     memcpy(bits, words, sizeof bits);  // little-endian: low half first
     const size_t count = n < kBlockElements - skipped ? n : kBlockElements - skipped;
-    (accumulate ? apply_mask<true> : apply_mask<false>)(x, bits + skipped, count, threshold, factor, y);
+    (accumulate ? apply_mask<true> : apply_mask<false>)(x, bits + skipped, count, threshold, factor,
+                                                        y);
     x += count;
     y += count;
     n -= count;
@@ -238,7 +259,8 @@ void dropout(const float* x, size_t n, uint64_t first, uint32_t threshold, float
 void adamw(const AdamWFactors& factors, size_t n, const float* g, float* p, float* m, float* v) {
   const V::T grad_scale = V::set(factors.grad_scale), decay = V::set(factors.decay);
   const V::T one_minus_beta1 = V::set(factors.one_minus_beta1), beta2 = V::set(factors.beta2);
-  const V::T one_minus_beta2 = V::set(factors.one_minus_beta2), root_correction2 = V::set(factors.root_correction2);
+  const V::T one_minus_beta2 = V::set(factors.one_minus_beta2),
+             root_correction2 = V::set(factors.root_correction2);
   const V::T eps = V::set(factors.eps), step_size = V::set(factors.step_size);
   for_each_vector(n, [&](auto access, size_t i, size_t lanes) {
     const V::T gradient = V::mul(access.load(g + i, lanes), grad_scale);
@@ -255,8 +277,8 @@ void adamw(const AdamWFactors& factors, size_t n, const float* g, float* p, floa
 
 // ── Online softmax ──
 
-// A row's shift follows its maximum only when that grew by more than this, since a new shift costs a rescaling of all
-// results so far; exp(6) is nothing to fp32.
+// A row's shift follows its maximum only when that grew by more than this, since a new shift costs
+// a rescaling of all results so far; exp(6) is nothing to fp32.
 constexpr float kShiftSlack = 6.0f;
 
 LR_INLINE float scalar_exp(float x) {
@@ -289,7 +311,8 @@ void softmax_block(float* x, size_t n, SoftmaxState* state) {
   V::T sum0 = V::zero(), sum1 = V::zero();
   size_t i = 0;
   for (; i + 2 * V::kWidth <= n; i += 2 * V::kWidth) {
-    const V::T e0 = vexp(V::sub(V::load(x + i), shift)), e1 = vexp(V::sub(V::load(x + i + V::kWidth), shift));
+    const V::T e0 = vexp(V::sub(V::load(x + i), shift)),
+               e1 = vexp(V::sub(V::load(x + i + V::kWidth), shift));
     V::store(x + i, e0);
     V::store(x + i + V::kWidth, e1);
     sum0 = V::add(sum0, e0);

@@ -1,5 +1,6 @@
-// Single-threaded kernels of the ops that are bound by memory or by exp, of one instruction-set level. The formulas stand in
-// the ops' own headers (rmsnorm.h, swiglu.h, dropout.h, adamw.h, linear_cross_entropy.h); these work on one chunk of them.
+// Single-threaded kernels of the ops that are bound by memory or by exp, of one instruction-set
+// level. The formulas stand in the ops' own headers (rmsnorm.h, swiglu.h, dropout.h, adamw.h,
+// linear_cross_entropy.h); these work on one chunk of them.
 #pragma once
 
 #include <stddef.h>
@@ -10,16 +11,17 @@ namespace lowrank {
 // What one AdamW update multiplies by, computed once in double.
 struct AdamWFactors {
   float grad_scale;
-  float decay;             // 1 - lr * weight_decay
+  float decay;  // 1 - lr * weight_decay
   float one_minus_beta1;
   float beta2;
   float one_minus_beta2;
   float root_correction2;  // sqrt(1 - beta2^step)
   float eps;
-  float step_size;         // lr / (1 - beta1^step)
+  float step_size;  // lr / (1 - beta1^step)
 };
 
-// Online softmax of one row over blocks of columns. The weights so far are exp(x - shift), `sum` is their total.
+// Online softmax of one row over blocks of columns. The weights so far are exp(x - shift), `sum` is
+// their total.
 struct SoftmaxState {
   double sum;
   float shift;    // -infinity before the first block
@@ -29,15 +31,17 @@ struct SoftmaxState {
 
 struct ElementwiseKernels {
   // Rows are contiguous.
-  void (*rmsnorm_forward)(const float* x, const float* w, float eps, size_t rows, size_t channels, float* y, float* inv_rms);
-  void (*rmsnorm_backward)(const float* x, const float* w, const float* inv_rms, const float* dy, size_t rows,
-                           size_t channels, float* dx, bool accumulate);
+  void (*rmsnorm_forward)(const float* x, const float* w, float eps, size_t rows, size_t channels,
+                          float* y, float* inv_rms);
+  void (*rmsnorm_backward)(const float* x, const float* w, const float* inv_rms, const float* dy,
+                           size_t rows, size_t channels, float* dx, bool accumulate);
   // dw[c] += Σ_t dy[t,c] * x[t,c] * inv_rms[t] for c in [begin, end), in token order.
-  void (*rmsnorm_grad_weight)(const float* x, const float* inv_rms, const float* dy, size_t tokens, size_t channels,
-                              size_t begin, size_t end, float* dw);
+  void (*rmsnorm_grad_weight)(const float* x, const float* inv_rms, const float* dy, size_t tokens,
+                              size_t channels, size_t begin, size_t end, float* dw);
 
   void (*swiglu_forward)(const float* g, const float* u, size_t n, float* h);
-  void (*swiglu_backward)(const float* g, const float* u, const float* dh, size_t n, float* dg, float* du);
+  void (*swiglu_backward)(const float* g, const float* u, const float* dh, size_t n, float* dg,
+                          float* du);
 
   // y[i] += x[i]
   void (*add)(const float* x, size_t n, float* y);
@@ -47,8 +51,8 @@ struct ElementwiseKernels {
   void (*scale)(float factor, size_t n, float* y);
 
   // Elements first … first + n - 1 of dropout.h; dropped where their 16 bits are below `threshold`.
-  void (*dropout)(const float* x, size_t n, uint64_t first, uint32_t threshold, float scale, uint64_t seed, uint64_t module,
-                  float* y, bool accumulate);
+  void (*dropout)(const float* x, size_t n, uint64_t first, uint32_t threshold, float scale,
+                  uint64_t seed, uint64_t module, float* y, bool accumulate);
 
   void (*adamw)(const AdamWFactors&, size_t n, const float* g, float* p, float* m, float* v);
   // Σ x² in double over sixteen interleaved sums, the same at every level.
