@@ -164,39 +164,51 @@ void pack_transposed(const Matrix& b, size_t k_begin, size_t k, size_t n_begin, 
   }
 }
 
-// One row of B goes to row `at` of each panel: n columns from source column c of a scalar type.
+// `rows` rows of B go to rows `at`… of each panel: n columns from source column c of a scalar type. Panels outermost: theirs lie
+// a multiple of 4 KiB apart, so that writing a row across all of them would fight for one set of the cache.
 template <DType kType, size_t kNr>
-LR_INLINE void spread_row(const uint8_t* row, size_t c, size_t n, float* panels, size_t block_k, size_t at) {
+LR_INLINE void spread_rows(const uint8_t* source, size_t stride, size_t rows, size_t c, size_t n, float* panels, size_t block_k,
+                           size_t at) {
   constexpr size_t kNv = kNr / kW;
   size_t j = 0;
   for (; j + kNr <= n; j += kNr) {
     float* out = panels + j * block_k + at * kNr;
+    const uint8_t* row = source;
+    for (size_t p = 0; p < rows; ++p, row += stride, out += kNr) {
 #pragma GCC unroll 4
-    for (size_t v = 0; v < kNv; ++v) V::store(out + v * kW, Source<kType>::vector(row, c + j + v * kW));
+      for (size_t v = 0; v < kNv; ++v) V::store(out + v * kW, Source<kType>::vector(row, c + j + v * kW));
+    }
   }
   if (j == n) return;
-  float* out = panels + j * block_k + at * ((n - j + kW - 1) / kW * kW);
-  for (; j + kW <= n; j += kW, out += kW) V::store(out, Source<kType>::vector(row, c + j));
-  if (j < n) V::store(out, Source<kType>::vector_n(row, c + j, n - j));
+  const size_t step = (n - j + kW - 1) / kW * kW;
+  float* out = panels + j * block_k + at * step;
+  const uint8_t* row = source;
+  for (size_t p = 0; p < rows; ++p, row += stride, out += step) {
+    size_t i = j;
+    for (; i + kW <= n; i += kW) V::store(out + i - j, Source<kType>::vector(row, c + i));
+    if (i < n) V::store(out + i - j, Source<kType>::vector_n(row, c + i, n - i));
+  }
 }
 
 // B[kk][nn] = b[kk][nn]: rows are copied, cut into panels.
 template <DType kType, size_t kNr>
 void pack_straight(const Matrix& b, size_t k_begin, size_t k, size_t n_begin, size_t n, float* panels, size_t block_k,
                    size_t at) {
-  const uint8_t* row = static_cast<const uint8_t*>(b.data) + k_begin * b.stride;
-  if constexpr (kIsScalar<kType>) {
-    for (size_t p = 0; p < k; ++p, row += b.stride) spread_row<kType, kNr>(row, n_begin, n, panels, block_k, at + p);
-  } else {
-    constexpr size_t kPiece = 288;  // whole panels and whole units at every level
-    static_assert(kPiece % kNr == 0 && kPiece % kUnit == 0);
-    alignas(64) float strip[kPiece];
-    for (size_t j = 0; j < n; j += kPiece) {
-      const size_t columns = n - j < kPiece ? n - j : kPiece;
-      const uint8_t* source = row;
-      for (size_t p = 0; p < k; ++p, source += b.stride) {
-        unpack_range<kType>(source, n_begin + j, columns, strip);
-        spread_row<DType::kF32, kNr>((const uint8_t*)strip, 0, columns, panels + j * block_k, block_k, at + p);
+  constexpr size_t kRows = 16;    // what is read of them stays in L1
+  constexpr size_t kPiece = 288;  // columns at a time: whole panels and whole units at every level
+  static_assert(kPiece % kNr == 0 && kPiece % kUnit == 0);
+  for (size_t j = 0; j < n; j += kPiece) {
+    const size_t columns = n - j < kPiece ? n - j : kPiece;
+    for (size_t p = 0; p < k; p += kRows) {
+      const size_t rows = k - p < kRows ? k - p : kRows;
+      const uint8_t* source = static_cast<const uint8_t*>(b.data) + (k_begin + p) * b.stride;
+      if constexpr (kIsScalar<kType>) {
+        spread_rows<kType, kNr>(source, b.stride, rows, n_begin + j, columns, panels + j * block_k, block_k, at + p);
+      } else {
+        alignas(64) float strip[kRows][kPiece];
+        for (size_t i = 0; i < rows; ++i) unpack_range<kType>(source + i * b.stride, n_begin + j, columns, strip[i]);
+        spread_rows<DType::kF32, kNr>((const uint8_t*)strip, sizeof strip[0], rows, 0, columns, panels + j * block_k, block_k,
+                                      at + p);
       }
     }
   }
