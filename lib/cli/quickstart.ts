@@ -1,8 +1,9 @@
 import { styleText } from 'node:util';
 import { LowrankError } from '../errors.ts';
-import { type CausalLM, type Dataset, LoraTrainer, loadDataset, PeftModel, splitDataset } from '../index.ts';
 import { fetchChitchat } from '../hub/chitchat.ts';
 import { fetchSmolLm2 } from '../hub/smollm2.ts';
+import type { DownloadProgress } from '../hub/user_cache.ts';
+import { CausalLM, type Dataset, LoraTrainer, loadDataset, splitDataset } from '../index.ts';
 import { lossChart } from './loss_chart.ts';
 
 export interface QuickstartOptions {
@@ -20,6 +21,16 @@ const kPrompts = ['Hi! How are you today?', 'What did you do last weekend?', 'Do
 const heading = (text: string) => process.stdout.write(`\n${styleText('bold', text)}\n`);
 const line = (text: string) => process.stdout.write(`${text}\n`);
 
+/** Says once per file that it is being fetched, and how large it is. */
+function downloadLine(): (progress: DownloadProgress) => void {
+  const seen = new Set<string>();
+  return ({ file, total }) => {
+    if (seen.has(file)) return;
+    seen.add(file);
+    line(`fetching ${file}${total > 0 ? ` (${Math.round(total / 1e6)} MB)` : ''} …`);
+  };
+}
+
 async function answers(model: CausalLM): Promise<string[]> {
   const texts: string[] = [];
   for (const prompt of kPrompts) {
@@ -31,7 +42,7 @@ async function answers(model: CausalLM): Promise<string[]> {
 
 /** Enough rows for the run and the held-out set, so that the first step comes within seconds also on a large file. */
 async function quickstartData(options: QuickstartOptions, model: CausalLM): Promise<{ train: Dataset; heldOut: Dataset }> {
-  const source = options.data ?? (await fetchChitchat());
+  const source = options.data ?? (await fetchChitchat({ onProgress: downloadLine() }));
   const dataset = await loadDataset(source, { tokenizer: model.tokenizer, maxSeqLength: kMaxSeqLength });
   const heldOutRows = Math.min(64, Math.floor(dataset.length / 10));
   if (heldOutRows === 0) {
@@ -44,9 +55,8 @@ async function quickstartData(options: QuickstartOptions, model: CausalLM): Prom
 /** `npm run quickstart`: fetches a real model and real data, trains an adapter, shows what it changed and where it lies. */
 export async function quickstart(options: QuickstartOptions): Promise<void> {
   heading('1. A real model: SmolLM2-135M-Instruct');
-  const path = await fetchSmolLm2({ onProgress: (message) => line(message) });
+  const path = await fetchSmolLm2({ onProgress: downloadLine() });
   line(path);
-  const { CausalLM } = await import('../index.ts');
   const base = await CausalLM.fromPretrained(path);
 
   heading('2. Its answers before training');

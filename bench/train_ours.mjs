@@ -1,10 +1,10 @@
 // Our side of the training benchmark: LoRA r=16 on all linear layers of SmolLM2-135M, full rows of random tokens, all of them
 // supervised, AdamW, clipping at 1. Same protocol as peers/peft_train.py: {"ready": true}, then one JSON line for each `run K`.
-//   node --import tsx bench/train_ours.ts MODEL [--batch 4] [--length 256] [--checkpointing]
+// Runs the compiled package, as its users do, so that memory and start-up are theirs.
+//   node bench/train_ours.mjs dist/index.js MODEL [--batch 4] [--length 256] [--checkpointing]
 import { createInterface } from 'node:readline';
+import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
-import { CausalLM, getPeftModel } from '../lib/index.ts';
-import { native } from '../lib/native.ts';
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -19,9 +19,11 @@ const rows = Number(values.batch);
 const length = Number(values.length);
 const tokens = rows * length;
 
-const base = await CausalLM.fromPretrained(positionals[0]!);
+const index = pathToFileURL(positionals[0]);
+const { CausalLM, getPeftModel } = await import(index.href);
+const { native } = await import(new URL('./native.js', index).href);
+const base = await CausalLM.fromPretrained(positionals[1]);
 const model = await getPeftModel(base, { r: 16, loraAlpha: 32, targetModules: 'all-linear', loraDropout: 0 });
-model.core.native.setTrainable(model.trainableNames());
 const session = native().createSession(model.core.native, { maxTokens: tokens, checkpointing: values.checkpointing, noDecay: [] });
 
 const vocabulary = model.core.native.config.vocabSize;
@@ -35,18 +37,18 @@ const batch = {
   ids,
   positions: Int32Array.from({ length: tokens }, (_, t) => t % length),
   starts: Int32Array.from({ length: rows + 1 }, (_, row) => row * length),
-  targets: Int32Array.from({ length: tokens }, (_, t) => (t % length === length - 1 ? -100 : ids[t + 1]!)),
+  targets: Int32Array.from({ length: tokens }, (_, t) => (t % length === length - 1 ? -100 : ids[t + 1])),
 };
 const gradScale = 1 / (rows * (length - 1));
 
-async function step(): Promise<number> {
+async function step() {
   const { nllSum, tokens: supervised } = await session.accumulate(batch, { gradScale, seed: 0, step: 0, micro: 0 });
   await session.update({ learningRate: 2e-4, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0, maxGradNorm: 1 });
   return nllSum / supervised;
 }
 
-async function measure(steps: number): Promise<object> {
-  const milliseconds: number[] = [];
+async function measure(steps) {
+  const milliseconds = [];
   let loss = 0;
   for (let i = 0; i < steps; i++) {
     const begin = performance.now();
