@@ -22,7 +22,7 @@ export function systemInfo(): SystemInfo {
 }
 
 /** This package's version. */
-export function packageVersion(): string {
+function packageVersion(): string {
   const text = readFileSync(new URL('../package.json', import.meta.url), 'utf8');
   return (JSON.parse(text) as { version: string }).version;
 }

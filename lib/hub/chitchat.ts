@@ -20,7 +20,10 @@ function toConversation(turns: { text: string; sender: string }[][]): Message[] 
   const first = turns[0]?.[0]?.sender;
   const messages: { role: string; content: string }[] = [];
   for (const turn of turns) {
-    const content = turn.map((message) => message.text.trim()).filter(Boolean).join(' ');
+    const content = turn
+      .map((message) => message.text.trim())
+      .filter(Boolean)
+      .join(' ');
     const role = turn[0]?.sender === first ? 'user' : 'assistant';
     const last = messages.at(-1);
     if (content === '') continue;

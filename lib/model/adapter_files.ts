@@ -20,7 +20,8 @@ export interface AdapterFolder extends AdapterConfig {
 
 /** Opens the folder that PEFT or this package wrote. Throws FILE_NOT_FOUND, INVALID_ADAPTER, INVALID_SAFETENSORS. */
 export async function openAdapterFolder(path: string): Promise<AdapterFolder> {
-  if (!(await stat(path).catch(() => undefined))?.isDirectory()) throw new LowrankError('FILE_NOT_FOUND', `${path} is not a folder; expected one with ${kConfig} and ${kWeights}`);
+  if (!(await stat(path).catch(() => undefined))?.isDirectory())
+    throw new LowrankError('FILE_NOT_FOUND', `${path} is not a folder; expected one with ${kConfig} and ${kWeights}`);
   let names = await readdir(path);
   if (!names.includes(kConfig) && names.some((name) => name.startsWith(`.${kConfig}.was-`))) {
     await recoverFolders(path); // a save was killed while it replaced the files
@@ -44,14 +45,21 @@ function noWeights(path: string, names: string[]): LowrankError {
  * Values of the adapter's parameters, checked: every parameter has a tensor and the reverse (unless not `strict`), shapes are those of the base and
  * the configuration, values are finite. Throws ADAPTER_MISMATCH listing what is missing and unexpected, INVALID_ADAPTER.
  */
-export function readAdapterWeights({ path, file }: AdapterFolder, parameters: readonly AdapterParameter[], strict: boolean): Map<string, Float32Array> {
+export function readAdapterWeights(
+  { path, file }: AdapterFolder,
+  parameters: readonly AdapterParameter[],
+  strict: boolean,
+): Map<string, Float32Array> {
   const expected = new Set(parameters.map((parameter) => parameter.key));
   const found = new Map(file.tensors().map((info) => [normalisedKey(info.name, expected), info]));
   checkPairs(path, found);
   const missing = [...expected].filter((key) => !found.has(key));
   const unexpected = [...found.keys()].filter((key) => !expected.has(key));
   if (strict && missing.length + unexpected.length > 0) {
-    const parts = [missing.length > 0 ? `it lacks ${listed(missing)}` : '', unexpected.length > 0 ? `it has ${listed(unexpected)}, which the base and ${kConfig} have no place for` : ''];
+    const parts = [
+      missing.length > 0 ? `it lacks ${listed(missing)}` : '',
+      unexpected.length > 0 ? `it has ${listed(unexpected)}, which the base and ${kConfig} have no place for` : '',
+    ];
     throw new LowrankError('ADAPTER_MISMATCH', `${join(path, kWeights)} does not fit: ${parts.filter(Boolean).join('; ')}`);
   }
   const values = new Map<string, Float32Array>();
@@ -65,17 +73,23 @@ export function readAdapterWeights({ path, file }: AdapterFolder, parameters: re
 function checkPairs(path: string, found: Map<string, NativeTensorInfo>): void {
   for (const key of found.keys()) {
     const other = key.includes('.lora_A.') ? key.replace('.lora_A.', '.lora_B.') : key.replace('.lora_B.', '.lora_A.');
-    if (other !== key && !found.has(other)) throw new LowrankError('INVALID_ADAPTER', `${join(path, kWeights)} has ${key} without ${other}`);
+    if (other !== key && !found.has(other))
+      throw new LowrankError('INVALID_ADAPTER', `${join(path, kWeights)} has ${key} without ${other}`);
   }
 }
 
 function readChecked(file: NativeTensorFile, info: NativeTensorInfo, shape: number[]): Float32Array {
   if (info.shape.length !== shape.length || info.shape.some((size, axis) => size !== shape[axis])) {
-    throw new LowrankError('ADAPTER_MISMATCH', `${file.path}: ${info.name} has shape [${info.shape.join(', ')}]; the base and ${kConfig} make it [${shape.join(', ')}]`);
+    throw new LowrankError(
+      'ADAPTER_MISMATCH',
+      `${file.path}: ${info.name} has shape [${info.shape.join(', ')}]; the base and ${kConfig} make it [${shape.join(', ')}]`,
+    );
   }
-  if (!kFloats.includes(info.dtype)) throw new LowrankError('INVALID_ADAPTER', `${file.path}: ${info.name} is stored as ${info.dtype}; expected ${kFloats.join(', ')}`);
+  if (!kFloats.includes(info.dtype))
+    throw new LowrankError('INVALID_ADAPTER', `${file.path}: ${info.name} is stored as ${info.dtype}; expected ${kFloats.join(', ')}`);
   const values = call(() => file.read(info.name));
   const bad = values.findIndex((value) => !Number.isFinite(value));
-  if (bad >= 0) throw new LowrankError('INVALID_ADAPTER', `${file.path}: ${info.name} holds ${values[bad]} at element ${bad}; expected finite values`);
+  if (bad >= 0)
+    throw new LowrankError('INVALID_ADAPTER', `${file.path}: ${info.name} holds ${values[bad]} at element ${bad}; expected finite values`);
   return values;
 }

@@ -15,12 +15,20 @@ export interface AdapterParameter {
 const kPrefix = 'base_model.model.';
 
 /** Every parameter of an adapter on a model with these slots. */
-export function adapterParameters(adapter: string, targets: Targets, slots: readonly { name: string; shape: number[] }[]): AdapterParameter[] {
+export function adapterParameters(
+  adapter: string,
+  targets: Targets,
+  slots: readonly { name: string; shape: number[] }[],
+): AdapterParameter[] {
   const shapes = new Map(slots.map((slot) => [slot.name, slot.shape]));
   const adapted = new Set(targets.lora.map((module) => module.module));
   const lora = targets.lora.flatMap(({ module, r }) => {
     const [outputs = 0, inputs = 0] = shapes.get(`${module}.weight`) ?? [];
-    const parameter = (part: string, shape: number[]) => ({ key: `${kPrefix}${module}.${part}.weight`, native: `${module}.${part}.${adapter}`, shape });
+    const parameter = (part: string, shape: number[]) => ({
+      key: `${kPrefix}${module}.${part}.weight`,
+      native: `${module}.${part}.${adapter}`,
+      shape,
+    });
     return [parameter('lora_A', [r, inputs]), parameter('lora_B', [outputs, r])];
   });
   const copy = (slot: string, key: string) => ({ key, native: `${slot}.${adapter}`, shape: shapes.get(slot) ?? [] });

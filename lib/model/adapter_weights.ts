@@ -5,7 +5,13 @@ import { normalValues, uniformValues } from './random.ts';
  * Initial A and B, the same for the same seed: true: A uniform within 1 / sqrt(in) (Kaiming with a = sqrt(5)), B zero; 'gaussian': A normal with
  * deviation 1 / r, B zero; false: both uniform.
  */
-export function initialiseLora(model: NativeModel, adapter: string, modules: readonly NativeLoraModule[], kind: boolean | 'gaussian', seed: number): void {
+export function initialiseLora(
+  model: NativeModel,
+  adapter: string,
+  modules: readonly NativeLoraModule[],
+  kind: boolean | 'gaussian',
+  seed: number,
+): void {
   const shapes = new Map(model.parameters().map((parameter) => [parameter.name, parameter.shape]));
   const uniform = (module: string, part: string) => {
     const [rows = 0, columns = 0] = shapes.get(`${module}.${part}.${adapter}`) ?? [];

@@ -44,7 +44,10 @@ export function packRows(batch: InputBatch, vocabSize: number, windowed: boolean
     for (let c = 0; c < row.length; ++c) {
       if (mask && !isToken(mask[c], r, c)) continue;
       if (windowed && count > (starts.at(-1) as number) && columns[count - 1] !== c - 1) {
-        throw new LowrankError('INVALID_OPTION', `attentionMask[${r}] has padding between tokens, at column ${c - 1}; a model with sliding windows takes padding at the ends only`);
+        throw new LowrankError(
+          'INVALID_OPTION',
+          `attentionMask[${r}] has padding between tokens, at column ${c - 1}; a model with sliding windows takes padding at the ends only`,
+        );
       }
       ids[count] = checkedId(row[c], vocabSize, `inputIds[${r}][${c}]`);
       rows[count] = r;
@@ -94,9 +97,11 @@ function checkRows(name: string, rows: unknown): asserts rows is ArrayLike<numbe
 
 function checkSameShape(name: string, rows: unknown, inputIds: ArrayLike<number>[]): void {
   checkRows(name, rows);
-  if (rows.length !== inputIds.length) throw new LowrankError('SHAPE_MISMATCH', `${name} has ${rows.length} rows; inputIds has ${inputIds.length}`);
+  if (rows.length !== inputIds.length)
+    throw new LowrankError('SHAPE_MISMATCH', `${name} has ${rows.length} rows; inputIds has ${inputIds.length}`);
   rows.forEach((row, r) => {
     const expected = (inputIds[r] as ArrayLike<number>).length;
-    if (row.length !== expected) throw new LowrankError('SHAPE_MISMATCH', `${name}[${r}] has ${row.length} columns; inputIds[${r}] has ${expected}`);
+    if (row.length !== expected)
+      throw new LowrankError('SHAPE_MISMATCH', `${name}[${r}] has ${row.length} columns; inputIds[${r}] has ${expected}`);
   });
 }

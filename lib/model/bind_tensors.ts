@@ -25,7 +25,12 @@ export function settleTying(tensors: TensorMap, tied: boolean): boolean {
 
 function haveEqualBytes(a: TensorLocation, b: TensorLocation): boolean {
   if (a.info.dtype !== b.info.dtype || a.info.bytes !== b.info.bytes) return false;
-  return Buffer.compare(call(() => a.file.readRaw(a.info.name)), call(() => b.file.readRaw(b.info.name))) === 0;
+  return (
+    Buffer.compare(
+      call(() => a.file.readRaw(a.info.name)),
+      call(() => b.file.readRaw(b.info.name)),
+    ) === 0
+  );
 }
 
 /** How a tensor gets into its slot; the default keeps it in the file, in its storage type. */
@@ -37,20 +42,35 @@ const bindInPlace: Place = (model, slot, { file, info, unpermuteHeads }) => mode
  * Gives every slot of the model its tensor. Throws INVALID_CONFIG listing missing and unexpected tensors, and SHAPE_MISMATCH naming the
  * tensor, its shape and the expected one.
  */
-export async function bindTensors(model: NativeModel, tensors: TensorMap, source: string, signal?: AbortSignal, place = bindInPlace): Promise<void> {
+export async function bindTensors(
+  model: NativeModel,
+  tensors: TensorMap,
+  source: string,
+  signal?: AbortSignal,
+  place = bindInPlace,
+): Promise<void> {
   const slots = model.slots().filter((slot) => !(slot.name === kHead && model.config.tiedHead));
   const known = new Set(slots.map((slot) => slot.name));
   const missing = slots.filter((slot) => !tensors.has(slot.name)).map((slot) => slot.name);
   const unexpected = [...tensors.keys()].filter((name) => !known.has(name) && !kIgnored.test(name));
   if (missing.length > 0 || unexpected.length > 0) {
-    const parts = [missing.length > 0 ? `lacks ${listed(missing)}` : '', unexpected.length > 0 ? `has the unexpected ${listed(unexpected)}` : ''];
-    throw new LowrankError('INVALID_CONFIG', `${source} does not hold the tensors that its configuration describes: it ${parts.filter(Boolean).join(' and ')}`);
+    const parts = [
+      missing.length > 0 ? `lacks ${listed(missing)}` : '',
+      unexpected.length > 0 ? `has the unexpected ${listed(unexpected)}` : '',
+    ];
+    throw new LowrankError(
+      'INVALID_CONFIG',
+      `${source} does not hold the tensors that its configuration describes: it ${parts.filter(Boolean).join(' and ')}`,
+    );
   }
   for (const slot of slots) {
     const location = tensors.get(slot.name) as TensorLocation;
     const { file, info } = location;
     if (info.shape.length !== slot.shape.length || info.shape.some((size, axis) => size !== slot.shape[axis])) {
-      throw new LowrankError('SHAPE_MISMATCH', `${file.path}: tensor ${info.name} has shape [${info.shape.join(', ')}]; expected [${slot.shape.join(', ')}]`);
+      throw new LowrankError(
+        'SHAPE_MISMATCH',
+        `${file.path}: tensor ${info.name} has shape [${info.shape.join(', ')}]; expected [${slot.shape.join(', ')}]`,
+      );
     }
   }
   for (const slot of slots) {

@@ -83,7 +83,10 @@ export class CausalLM {
     const packed = packRows(batch, config.vocabSize, this.#hasWindows());
     const logits = await this.core.run((model) => model.logits(packed.native));
     const vocabulary = config.vocabSize;
-    const result = new Tensor([batch.inputIds.length, packed.width, vocabulary], new Float32Array(batch.inputIds.length * packed.width * vocabulary));
+    const result = new Tensor(
+      [batch.inputIds.length, packed.width, vocabulary],
+      new Float32Array(batch.inputIds.length * packed.width * vocabulary),
+    );
     for (let i = 0; i < packed.rows.length; ++i) {
       const place = (packed.rows[i] as number) * packed.width + (packed.columns[i] as number);
       result.data.set(logits.subarray(i * vocabulary, (i + 1) * vocabulary), place * vocabulary);
@@ -129,7 +132,12 @@ export class CausalLM {
 
   /** Every tensor of the model and its adapters. */
   parameters(): ParameterInfo[] {
-    return call(() => this.core.native.parameters()).map(({ name, shape, dtype, trainable }) => ({ name: this.publicName(name), shape, dtype, requiresGrad: trainable }));
+    return call(() => this.core.native.parameters()).map(({ name, shape, dtype, trainable }) => ({
+      name: this.publicName(name),
+      shape,
+      dtype,
+      requiresGrad: trainable,
+    }));
   }
 
   /** Number of values in the parameters. */
@@ -166,7 +174,8 @@ export class CausalLM {
     const packed = packRows(batch, vocabSize, this.#hasWindows());
     const targets = shiftedTargets(packed, batch, vocabSize);
     const tokens = targets.reduce((count, target) => count + (target === kIgnoredLabel ? 0 : 1), 0);
-    if (tokens === 0) throw new LowrankError('INVALID_OPTION', 'labels supervise nothing; expected a label other than -100 after the first column');
+    if (tokens === 0)
+      throw new LowrankError('INVALID_OPTION', 'labels supervise nothing; expected a label other than -100 after the first column');
     return { native: { ...packed.native, targets }, tokens };
   }
 }

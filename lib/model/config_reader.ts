@@ -54,7 +54,8 @@ export class ConfigReader {
   object(key: string): ConfigReader | undefined {
     const value = this.#value(key);
     if (value === undefined) return undefined;
-    if (typeof value === 'object' && !Array.isArray(value)) return new ConfigReader(value as Record<string, unknown>, `${this.#name}: ${key}`);
+    if (typeof value === 'object' && !Array.isArray(value))
+      return new ConfigReader(value as Record<string, unknown>, `${this.#name}: ${key}`);
     throw this.#invalid(key, value, 'an object');
   }
 

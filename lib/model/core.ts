@@ -42,7 +42,7 @@ export class ModelCore {
   /** Throws INVALID_OPTION after dispose(). */
   get native(): NativeModel {
     if (this.#native) return this.#native;
-    throw new LowrankError('INVALID_OPTION', `the model ${this.source} was disposed of and cannot be used any more`);
+    throw new LowrankError('INVALID_OPTION', `${this.#title()} was disposed of and cannot be used any more`);
   }
 
   get hasTokenizer(): boolean {
@@ -51,14 +51,15 @@ export class ModelCore {
 
   get tokenizer(): Tokenizer {
     if (this.#tokenizer) return this.#tokenizer;
-    throw new LowrankError('INVALID_TOKENIZER', `the model ${this.source} has no tokenizer; expected a tokenizer.json beside its config.json`);
+    throw new LowrankError('INVALID_TOKENIZER', `${this.#title()} has no tokenizer; expected a tokenizer.json beside its config.json`);
   }
 
   /** Runs `operation` when those before it have finished. */
-  run<T>(operation: (native: NativeModel) => T | Promise<T>): Promise<T> {
+  async run<T>(operation: (native: NativeModel) => T | Promise<T>): Promise<T> {
+    const native = this.native;
     const result = this.#last.then(async () => {
       try {
-        return await operation(this.native);
+        return await operation(native);
       } catch (error) {
         throw fromNative(error);
       }
@@ -73,5 +74,9 @@ export class ModelCore {
     this.#native = undefined;
     await this.#last;
     native?.dispose();
+  }
+
+  #title(): string {
+    return this.source === '' ? 'the model' : `the model ${this.source}`;
   }
 }

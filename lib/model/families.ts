@@ -57,7 +57,7 @@ const kQwen2: Family = {
   loraTargets: ['q_proj', 'v_proj'],
 };
 
-export const kFamilies: readonly Family[] = [kLlama, kMistral, kQwen2];
+const kFamilies: readonly Family[] = [kLlama, kMistral, kQwen2];
 
 /** A missing key means the class's default, null means no window. */
 function slidingWindow(config: ConfigReader, fallback: number): number {
@@ -76,7 +76,10 @@ function slidingLayers(config: ConfigReader, layers: number, hasWindow: boolean)
   return types.map((type) => {
     if (type === 'full_attention') return false;
     if (type !== 'sliding_attention') {
-      throw new LowrankError('UNSUPPORTED_MODEL', `config.json: layer_types has ${shown(type)}; supported are full_attention and sliding_attention`);
+      throw new LowrankError(
+        'UNSUPPORTED_MODEL',
+        `config.json: layer_types has ${shown(type)}; supported are full_attention and sliding_attention`,
+      );
     }
     if (!hasWindow) throw config.invalid('layer_types', 'full_attention only, as use_sliding_window is not set');
     return true;
@@ -84,7 +87,7 @@ function slidingLayers(config: ConfigReader, layers: number, hasWindow: boolean)
 }
 
 /** The family that a config.json names. Throws UNSUPPORTED_MODEL, saying what was found and what is supported. */
-export function findFamily(values: Record<string, unknown>): Family {
+function findFamily(values: Record<string, unknown>): Family {
   const config = new ConfigReader(values, 'config.json');
   const supported = kFamilies.map((family) => family.architecture).join(', ');
   const [architecture] = config.strings('architectures') ?? [];
@@ -114,7 +117,12 @@ export function describeModel(values: Record<string, unknown>): { family: Family
   const hiddenSize = config.integer('hidden_size', 4096, 1, kMaxWidth);
   const layers = config.integer('num_hidden_layers', 32, 1, kMaxLayers);
   const heads = config.integer('num_attention_heads', 32, 1, kMaxHeads);
-  const kvHeads = config.integer('num_key_value_heads', config.keys().includes('num_key_value_heads') ? heads : (family.defaults.kvHeads ?? heads), 1, heads);
+  const kvHeads = config.integer(
+    'num_key_value_heads',
+    config.keys().includes('num_key_value_heads') ? heads : (family.defaults.kvHeads ?? heads),
+    1,
+    heads,
+  );
   if (heads % kvHeads !== 0) throw config.invalid('num_key_value_heads', `a divisor of num_attention_heads ${heads}`);
   if (!config.has('head_dim') && hiddenSize % heads !== 0) {
     throw config.invalid('hidden_size', `a multiple of num_attention_heads ${heads}, as there is no head_dim`);
@@ -144,5 +152,8 @@ function refuseQuantized(config: ConfigReader): void {
   const quantization = config.object('quantization_config');
   if (quantization === undefined) return;
   const method = quantization.string('quant_method', 'unknown');
-  throw new LowrankError('UNSUPPORTED_QUANTIZATION', `the weights are quantised with ${shown(method)}; supported are float safetensors and GGUF files`);
+  throw new LowrankError(
+    'UNSUPPORTED_QUANTIZATION',
+    `the weights are quantised with ${shown(method)}; supported are float safetensors and GGUF files`,
+  );
 }

@@ -39,7 +39,8 @@ export async function promptIds(core: ModelCore, prompt: Prompt): Promise<number
 
 async function encodePrompt(core: ModelCore, prompt: Prompt): Promise<number[]> {
   if (typeof prompt === 'string') return core.tokenizer.encode(prompt);
-  if (!Array.isArray(prompt)) throw new LowrankError('INVALID_OPTION', `prompt is ${shown(prompt)}; expected a string, token ids or messages`);
+  if (!Array.isArray(prompt))
+    throw new LowrankError('INVALID_OPTION', `prompt is ${shown(prompt)}; expected a string, token ids or messages`);
   if (typeof prompt[0] === 'object') return core.tokenizer.applyChatTemplate(prompt as Message[], { addGenerationPrompt: true });
   return prompt.map((id, i) => checkedId(id, core.native.config.vocabSize, `prompt[${i}]`));
 }
@@ -118,13 +119,25 @@ async function* grow(core: ModelCore, prompts: number[][], rows: Row[], options:
 }
 
 /** Runs the prompts in pieces. A row's first token is drawn with its last piece; undefined when aborted. */
-async function prefill(core: ModelCore, cache: NativeCache, prompts: number[][], sampling: NativeSampling, signal?: AbortSignal): Promise<NativeSampled | undefined> {
+async function prefill(
+  core: ModelCore,
+  cache: NativeCache,
+  prompts: number[][],
+  sampling: NativeSampling,
+  signal?: AbortSignal,
+): Promise<NativeSampled | undefined> {
   const ids = new Int32Array(prompts.length);
   const logprobs = new Float32Array(prompts.length);
   const longest = Math.max(...prompts.map((prompt) => prompt.length));
   for (let begin = 0; begin < longest; begin += kPrefillTokens) {
     if (signal?.aborted) return undefined;
-    const drawn = await decode(core, cache, prompts.map((prompt) => prompt.slice(begin, begin + kPrefillTokens)), sampling, 0);
+    const drawn = await decode(
+      core,
+      cache,
+      prompts.map((prompt) => prompt.slice(begin, begin + kPrefillTokens)),
+      sampling,
+      0,
+    );
     prompts.forEach((prompt, r) => {
       if (prompt.length <= begin || prompt.length > begin + kPrefillTokens) return;
       ids[r] = drawn.ids[r] as number;

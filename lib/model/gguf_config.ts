@@ -24,7 +24,11 @@ export function ggufToConfig(file: NativeTensorFile): Record<string, unknown> {
   }
   const name = reader.string('general.architecture');
   const known = Object.hasOwn(kArchitectures, name) ? kArchitectures[name as keyof typeof kArchitectures] : undefined;
-  if (!known) throw new LowrankError('UNSUPPORTED_MODEL', `${file.path} holds a ${shown(name)} model; supported are ${Object.keys(kArchitectures).join(', ')}`);
+  if (!known)
+    throw new LowrankError(
+      'UNSUPPORTED_MODEL',
+      `${file.path} holds a ${shown(name)} model; supported are ${Object.keys(kArchitectures).join(', ')}`,
+    );
   for (const key of kForeignKeys) {
     if (reader.has(`${name}.${key}`) && reader.number(`${name}.${key}`) !== 0) {
       throw new LowrankError('UNSUPPORTED_MODEL', `${file.path} sets ${name}.${key}, which is not supported`);
@@ -33,7 +37,9 @@ export function ggufToConfig(file: NativeTensorFile): Record<string, unknown> {
   const size = sizes(reader, name, tensors);
   const window = name === 'llama' ? reader.integer('llama.attention.sliding_window', 0) : 0;
   return {
-    ...(window > 0 ? { architectures: ['MistralForCausalLM'], model_type: 'mistral', sliding_window: window } : { architectures: [known.architecture], model_type: known.modelType }),
+    ...(window > 0
+      ? { architectures: ['MistralForCausalLM'], model_type: 'mistral', sliding_window: window }
+      : { architectures: [known.architecture], model_type: known.modelType }),
     ...size,
     hidden_act: 'silu',
     tie_word_embeddings: !tensors.has('output.weight'),
@@ -52,7 +58,10 @@ function sizes(reader: MetadataReader, name: string, tensors: Map<string, Native
   if (valueDim !== headDim) throw reader.invalid(`${name}.attention.value_length`, `the key length ${headDim}`);
   const rotated = reader.integer(`${name}.rope.dimension_count`, headDim);
   if (rotated !== headDim) {
-    throw new LowrankError('UNSUPPORTED_MODEL', `${reader.path} rotates ${rotated} of ${headDim} values of a head; supported is the whole head`);
+    throw new LowrankError(
+      'UNSUPPORTED_MODEL',
+      `${reader.path} rotates ${rotated} of ${headDim} values of a head; supported is the whole head`,
+    );
   }
   const [vocabulary] = tensors.get('token_embd.weight')?.shape ?? [];
   if (vocabulary === undefined) throw new LowrankError('INVALID_GGUF', `${reader.path} has no tensor token_embd.weight`);
@@ -74,21 +83,34 @@ function biases(tensors: Map<string, NativeTensorInfo>, path: string): Record<st
   const flag = (names: string[]) => {
     const present = names.filter((name) => tensors.has(`blk.0.${name}.bias`));
     if (present.length === 0 || present.length === names.length) return present.length > 0;
-    throw new LowrankError('UNSUPPORTED_MODEL', `${path} has biases on ${present.join(', ')} alone; supported are all or none of ${names.join(', ')}`);
+    throw new LowrankError(
+      'UNSUPPORTED_MODEL',
+      `${path} has biases on ${present.join(', ')} alone; supported are all or none of ${names.join(', ')}`,
+    );
   };
   return { attention_bias: flag(['attn_q', 'attn_k', 'attn_v', 'attn_output']), mlp_bias: flag(['ffn_gate', 'ffn_up', 'ffn_down']) };
 }
 
-function ropeScaling(reader: MetadataReader, name: string, file: NativeTensorFile, factors: NativeTensorInfo | undefined): Record<string, unknown> {
+function ropeScaling(
+  reader: MetadataReader,
+  name: string,
+  file: NativeTensorFile,
+  factors: NativeTensorInfo | undefined,
+): Record<string, unknown> {
   if (factors) return llama3Scaling(reader, name, file.read(factors.name));
   const kind = reader.string(`${name}.rope.scaling.type`, 'none');
   const factor = reader.number(`${name}.rope.scaling.factor`, reader.number(`${name}.rope.scale_linear`, 1));
   if (kind === 'none' || (kind === 'linear' && factor === 1)) return factor === 1 ? {} : { rope_scaling: { rope_type: 'linear', factor } };
   if (kind === 'linear') return { rope_scaling: { rope_type: 'linear', factor } };
-  const unusual = ['attn_factor', 'yarn_attn_factor', 'yarn_ext_factor', 'yarn_log_multiplier'].find((key) => reader.has(`${name}.rope.scaling.${key}`));
+  const unusual = ['attn_factor', 'yarn_attn_factor', 'yarn_ext_factor', 'yarn_log_multiplier'].find((key) =>
+    reader.has(`${name}.rope.scaling.${key}`),
+  );
   if (kind !== 'yarn' || unusual) {
     const found = kind === 'yarn' ? `yarn with ${unusual}` : shown(kind);
-    throw new LowrankError('UNSUPPORTED_MODEL', `${reader.path} scales rotary positions by ${found}; supported are none, linear, yarn and Llama 3's factors`);
+    throw new LowrankError(
+      'UNSUPPORTED_MODEL',
+      `${reader.path} scales rotary positions by ${found}; supported are none, linear, yarn and Llama 3's factors`,
+    );
   }
   const original = reader.integer(`${name}.rope.scaling.original_context_length`);
   return {
@@ -117,7 +139,10 @@ function llama3Scaling(reader: MetadataReader, name: string, divisors: Float32Ar
     return Math.abs(divisor * ((1 - smooth) / factor + smooth) - 1) < 1e-3;
   });
   if (agrees) return { rope_scaling: { rope_type: 'llama3', factor, ...kLlama3 } };
-  throw new LowrankError('UNSUPPORTED_MODEL', `${reader.path} has rope_freqs.weight, which are not Llama 3's factors; other factors are not supported`);
+  throw new LowrankError(
+    'UNSUPPORTED_MODEL',
+    `${reader.path} has rope_freqs.weight, which are not Llama 3's factors; other factors are not supported`,
+  );
 }
 
 function specialTokens(reader: MetadataReader, vocabulary: number): Record<string, unknown> {

@@ -16,7 +16,12 @@ const kWholeModel = 'whole model';
  * Loss of a batch and the gradients of the trainable parameters; where no adapter is trained, of all the model's own (each then has an fp32
  * copy for the length of the call). `tokens`: supervised tokens of the batch.
  */
-export function lossAndGradients(core: ModelCore, batch: NativeTrainBatch, tokens: number, publicName: (name: string) => string): Promise<LossAndGradients> {
+export function lossAndGradients(
+  core: ModelCore,
+  batch: NativeTrainBatch,
+  tokens: number,
+  publicName: (name: string) => string,
+): Promise<LossAndGradients> {
   return core.run(async (model) => {
     const trained = model.parameters().filter((parameter) => parameter.trainable);
     if (trained.length > 0) {
@@ -31,12 +36,21 @@ export function lossAndGradients(core: ModelCore, batch: NativeTrainBatch, token
   });
 }
 
-async function backward(model: NativeModel, batch: NativeTrainBatch, tokens: number, names: string[], publicName: (name: string) => string): Promise<LossAndGradients> {
+async function backward(
+  model: NativeModel,
+  batch: NativeTrainBatch,
+  tokens: number,
+  names: string[],
+  publicName: (name: string) => string,
+): Promise<LossAndGradients> {
   const shapes = new Map(model.parameters().map((parameter) => [parameter.name, parameter.shape]));
   const session = call(() => native().createSession(model, { maxTokens: batch.ids.length, checkpointing: false, noDecay: [] }));
   try {
     const { nllSum } = await session.accumulate(batch, { gradScale: 1 / tokens, seed: 0, step: 0, micro: 0 });
-    const gradients = names.map((name): [string, Tensor] => [publicName(name), new Tensor(shapes.get(name) ?? [], session.readGradient(name))]);
+    const gradients = names.map((name): [string, Tensor] => [
+      publicName(name),
+      new Tensor(shapes.get(name) ?? [], session.readGradient(name)),
+    ]);
     return { loss: nllSum / tokens, tokens, gradients: new Map(gradients) };
   } finally {
     session.dispose();
@@ -44,7 +58,10 @@ async function backward(model: NativeModel, batch: NativeTrainBatch, tokens: num
 }
 
 /** An adapter that overrides every tensor of the base makes the whole model trainable while `run` runs. */
-async function withWholeModelTrained<T>(model: NativeModel, run: (names: string[], originalName: (name: string) => string) => Promise<T>): Promise<T> {
+async function withWholeModelTrained<T>(
+  model: NativeModel,
+  run: (names: string[], originalName: (name: string) => string) => Promise<T>,
+): Promise<T> {
   const suffix = `.${kWholeModel}`;
   model.addAdapter(kWholeModel, []);
   try {

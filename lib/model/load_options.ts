@@ -51,7 +51,10 @@ export function parseLoadOptions(options: unknown = {}): ResolvedLoadOptions {
     );
   }
   if (/^cuda(:\d+)?$/.test(parsed.device)) {
-    throw new LowrankError('DEVICE_UNAVAILABLE', `device: found ${shown(parsed.device)}, but this build computes on the CPU only; expected 'auto' or 'cpu'`);
+    throw new LowrankError(
+      'DEVICE_UNAVAILABLE',
+      `device: found ${shown(parsed.device)}, but this build computes on the CPU only; expected 'auto' or 'cpu'`,
+    );
   }
   if (parsed.device !== 'auto' && parsed.device !== 'cpu') {
     throw new LowrankError('INVALID_OPTION', `device: found ${shown(parsed.device)}, expected 'auto', 'cpu' or 'cuda:<number>'`);

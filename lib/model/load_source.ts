@@ -1,6 +1,7 @@
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LowrankError, shown } from '../errors.ts';
+import { fetchModel } from '../hub/hub.ts';
 import { call, type NativeModelConfig, native } from '../native.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { bindTensors, type Place, settleTying } from './bind_tensors.ts';
@@ -47,10 +48,13 @@ async function resolveSource(source: string, options: ResolvedLoadOptions): Prom
   if (found?.isDirectory()) return source;
   if (found && source.endsWith('.gguf')) return source;
   if (found) {
-    throw new LowrankError('UNSUPPORTED_MODEL', `${source} is neither a folder nor a .gguf file; give the folder that holds it and its config.json`);
+    throw new LowrankError(
+      'UNSUPPORTED_MODEL',
+      `${source} is neither a folder nor a .gguf file; give the folder that holds it and its config.json`,
+    );
   }
-  if (!isHubId(source)) throw new LowrankError('FILE_NOT_FOUND', `${source} does not exist; expected a folder, a .gguf file or a hub id such as owner/name`);
-  const { fetchModel } = await import('../hub/hub.ts');
+  if (!isHubId(source))
+    throw new LowrankError('FILE_NOT_FOUND', `${source} does not exist; expected a folder, a .gguf file or a hub id such as owner/name`);
   return fetchModel(source, options);
 }
 
@@ -62,7 +66,9 @@ export function isHubId(text: string): boolean {
 async function readFolder(folder: string): Promise<Parts> {
   const config = await readJsonObject(join(folder, 'config.json'), 'INVALID_CONFIG');
   const { family, native: described } = describeModel(config);
-  const generation = (await exists(join(folder, 'generation_config.json'))) ? await readJsonObject(join(folder, 'generation_config.json'), 'INVALID_CONFIG') : {};
+  const generation = (await exists(join(folder, 'generation_config.json')))
+    ? await readJsonObject(join(folder, 'generation_config.json'), 'INVALID_CONFIG')
+    : {};
   const eosIds = [...new Set([...readEosIds(config, 'config.json'), ...readEosIds(generation, 'generation_config.json')])];
   const tensors = await openSafetensorsFolder(folder);
   const tokenizer = (await exists(join(folder, 'tokenizer.json'))) ? await Tokenizer.fromFile(folder) : undefined;

@@ -4,7 +4,17 @@ import type { ResolvedLoraConfig } from '../options/lora_config.ts';
 /** README.md of an adapter folder: the front matter that the hub reads, as PEFT writes it, and how to use the adapter. */
 export function adapterCard(base: string, config: ResolvedLoraConfig): string {
   const isId = /^[\w-][\w.-]*\/[\w-][\w.-]*$/.test(base) && !base.endsWith('.gguf');
-  const front = ['---', ...(isId ? [`base_model: ${base}`] : []), 'library_name: peft', 'pipeline_tag: text-generation', 'tags:', ...(isId ? [`- base_model:adapter:${base}`] : []), '- lora', '- lowrank', '---'];
+  const front = [
+    '---',
+    ...(isId ? [`base_model: ${base}`] : []),
+    'library_name: peft',
+    'pipeline_tag: text-generation',
+    'tags:',
+    ...(isId ? [`- base_model:adapter:${base}`] : []),
+    '- lora',
+    '- lowrank',
+    '---',
+  ];
   const name = base === '' ? 'a base model' : `\`${isId ? base : basename(base)}\``;
   return `${front.join('\n')}
 

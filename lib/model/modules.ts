@@ -16,11 +16,13 @@ export interface ModelModule {
 /** The modules that own the model's tensors, in Transformers' order. */
 export function modulesOf(model: NativeModel): ModelModule[] {
   const shapes = new Map(model.slots().map((slot) => [slot.name, slot.shape]));
-  const modules = [...shapes].filter(([name]) => name.endsWith('.weight')).map(([weight, shape]): ModelModule => {
-    const name = weight.slice(0, -'.weight'.length);
-    const bias = `${name}.bias`;
-    return { name, kind: kindOf(name), weight, bias: shapes.has(bias) ? bias : undefined, shape };
-  });
+  const modules = [...shapes]
+    .filter(([name]) => name.endsWith('.weight'))
+    .map(([weight, shape]): ModelModule => {
+      const name = weight.slice(0, -'.weight'.length);
+      const bias = `${name}.bias`;
+      return { name, kind: kindOf(name), weight, bias: shapes.has(bias) ? bias : undefined, shape };
+    });
   return modules.sort((a, b) => orderOf(a.name) - orderOf(b.name));
 }
 
@@ -42,7 +44,17 @@ function kindOf(name: string): ModelModule['kind'] {
   return name.endsWith('norm') ? 'norm' : 'linear';
 }
 
-const kLayerParts = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj', 'input_layernorm', 'post_attention_layernorm'];
+const kLayerParts = [
+  'q_proj',
+  'k_proj',
+  'v_proj',
+  'o_proj',
+  'gate_proj',
+  'up_proj',
+  'down_proj',
+  'input_layernorm',
+  'post_attention_layernorm',
+];
 
 function orderOf(name: string): number {
   const [, layer, part = ''] = /^model\.layers\.(\d+)\.(?:\w+\.)?(\w+)$/.exec(name) ?? [];
@@ -51,7 +63,7 @@ function orderOf(name: string): number {
 }
 
 /** The names among `known` whose last parts are nearest to `name`, for messages. */
-export function nearestNames(name: string, known: readonly string[]): string[] {
+function nearestNames(name: string, known: readonly string[]): string[] {
   const ends = [...new Set(known.map((full) => full.split('.').at(-1) as string).filter((end) => !/^\d+$/.test(end)))];
   const wanted = name.split('.').at(-1)?.toLowerCase() ?? '';
   const shared = (end: string) => [...bigrams(end)].filter((pair) => bigrams(wanted).has(pair)).length / Math.max(1, end.length);
@@ -63,5 +75,8 @@ function bigrams(text: string): Set<string> {
 }
 
 export function nothingMatched(option: string, found: string, names: readonly string[]): LowrankError {
-  return new LowrankError('INVALID_OPTION', `${option}: found ${found}, which matches no module; the nearest are ${nearestNames(found.replace(/['"[\]]/g, ''), names).join(', ')}`);
+  return new LowrankError(
+    'INVALID_OPTION',
+    `${option}: found ${found}, which matches no module; the nearest are ${nearestNames(found.replace(/['"[\]]/g, ''), names).join(', ')}`,
+  );
 }

@@ -2,8 +2,9 @@ import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { LowrankError, shown, suggestion } from '../errors.ts';
+import { fetchAdapter } from '../hub/hub.ts';
 import { call } from '../native.ts';
-import { parseLoraConfig, type LoraConfig, type ResolvedLoraConfig } from '../options/lora_config.ts';
+import { type LoraConfig, parseLoraConfig, type ResolvedLoraConfig } from '../options/lora_config.ts';
 import { parseOptions } from '../options/parse.ts';
 import { writeIntoFolder } from '../train/atomic_folder.ts';
 import { type Adapter, createAdapter, loadAdapter, restoreAdapter, writeAdapterFolder } from './adapter.ts';
@@ -17,7 +18,10 @@ import { elementCount } from './tensor.ts';
 const loadSchema = z.strictObject({
   adapterName: z.string().default('default').describe('What the adapter is called here.'),
   isTrainable: z.boolean().default(false).describe('Whether it is to be trained on.'),
-  strict: z.boolean().default(true).describe('false: parameters that the file lacks keep initial values, and others than expected are left.'),
+  strict: z
+    .boolean()
+    .default(true)
+    .describe('false: parameters that the file lacks keep initial values, and others than expected are left.'),
 });
 
 /** Options of PeftModel.fromPretrained. */
@@ -55,11 +59,17 @@ export class PeftModel extends CausalLM {
    */
   static override async fromPretrained(model: CausalLM | string, adapter: string, options?: PeftLoadOptions): Promise<PeftModel>;
   static override async fromPretrained(source: string, options?: LoadOptions): Promise<never>;
-  static override async fromPretrained(model: CausalLM | string, adapter?: string | LoadOptions, options?: PeftLoadOptions): Promise<PeftModel> {
+  static override async fromPretrained(
+    model: CausalLM | string,
+    adapter?: string | LoadOptions,
+    options?: PeftLoadOptions,
+  ): Promise<PeftModel> {
     const parsed = parseOptions(loadSchema, options ?? {}, '');
-    if (typeof adapter !== 'string') throw new LowrankError('INVALID_OPTION', `adapter: found ${shown(adapter)}, expected the folder or hub id of an adapter`);
+    if (typeof adapter !== 'string')
+      throw new LowrankError('INVALID_OPTION', `adapter: found ${shown(adapter)}, expected the folder or hub id of an adapter`);
     const base = typeof model === 'string' ? await CausalLM.fromPretrained(model) : model;
-    if (!(base instanceof CausalLM)) throw new LowrankError('INVALID_OPTION', `model: found ${shown(model)}, expected a CausalLM or what CausalLM.fromPretrained takes`);
+    if (!(base instanceof CausalLM))
+      throw new LowrankError('INVALID_OPTION', `model: found ${shown(model)}, expected a CausalLM or what CausalLM.fromPretrained takes`);
     const peft = base instanceof PeftModel ? base : new PeftModel(base.core);
     try {
       await peft.#load(adapter, parsed);
@@ -127,12 +137,17 @@ export class PeftModel extends CausalLM {
 
   /** Names, in the native model, of the parameters that training changes. */
   trainableNames(): string[] {
-    return this.core.native.parameters().filter((parameter) => parameter.trainable).map((parameter) => parameter.name);
+    return this.core.native
+      .parameters()
+      .filter((parameter) => parameter.trainable)
+      .map((parameter) => parameter.name);
   }
 
   /** Trainable and all parameters, counted as PEFT does. */
   countParameters(): { trainable: number; all: number } {
-    const biasCopies = new Set([...this.#adapters.values()].flatMap((adapter) => adapter.targets.biases.map((slot) => `${slot}.${adapter.name}`)));
+    const biasCopies = new Set(
+      [...this.#adapters.values()].flatMap((adapter) => adapter.targets.biases.map((slot) => `${slot}.${adapter.name}`)),
+    );
     const counts = { trainable: 0, all: 0 };
     for (const { name, shape, trainable } of this.core.native.parameters()) {
       // PEFT trains biases in place; here they are copies, which are not more parameters.
@@ -146,7 +161,9 @@ export class PeftModel extends CausalLM {
   printTrainableParameters(): void {
     const { trainable, all } = this.countParameters();
     const number = (value: number) => value.toLocaleString('en-US');
-    console.log(`trainable params: ${number(trainable)} || all params: ${number(all)} || trainable%: ${((100 * trainable) / all).toFixed(4)}`);
+    console.log(
+      `trainable params: ${number(trainable)} || all params: ${number(all)} || trainable%: ${((100 * trainable) / all).toFixed(4)}`,
+    );
   }
 
   /**
@@ -185,7 +202,10 @@ export class PeftModel extends CausalLM {
     if (adapter) return adapter;
     const names = [...this.#adapters.keys()];
     const near = suggestion(String(name), names);
-    throw new LowrankError('INVALID_OPTION', `there is no adapter ${shown(name)}; ${near ? `did you mean '${near}'?` : `there are ${names.join(', ') || 'none'}`}`);
+    throw new LowrankError(
+      'INVALID_OPTION',
+      `there is no adapter ${shown(name)}; ${near ? `did you mean '${near}'?` : `there are ${names.join(', ') || 'none'}`}`,
+    );
   }
 
   #activate(names: string[]): void {
@@ -203,7 +223,7 @@ function adapterFolder(folder: string, name: string): string {
 }
 
 async function adapterPath(path: string): Promise<string> {
-  if (isHubId(path) && !(await stat(path).catch(() => undefined))) return (await import('../hub/hub.ts')).fetchAdapter(path);
+  if (isHubId(path) && !(await stat(path).catch(() => undefined))) return fetchAdapter(path);
   return path;
 }
 
@@ -218,7 +238,12 @@ export interface GetPeftModelOptions {
  *
  * @throws UNKNOWN_OPTION, INVALID_OPTION naming the option and, where nothing matches, the nearest module names.
  */
-export async function getPeftModel(model: CausalLM, config: LoraConfig = {}, adapterName = 'default', options: GetPeftModelOptions = {}): Promise<PeftModel> {
+export async function getPeftModel(
+  model: CausalLM,
+  config: LoraConfig = {},
+  adapterName = 'default',
+  options: GetPeftModelOptions = {},
+): Promise<PeftModel> {
   const parsed = parseLoraConfig(config);
   const { seed } = parseOptions(z.strictObject({ seed: z.int().min(0).default(0) }), options, '');
   if (!(model instanceof CausalLM)) throw new LowrankError('INVALID_OPTION', `model: found ${shown(model)}, expected a CausalLM`);

@@ -30,13 +30,14 @@ export function compilePythonPattern(pattern: string, option: string): PythonPat
 }
 
 function compile(pattern: string, option: string): RE2JS {
-  const refuse = (reason: string) => new LowrankError('INVALID_OPTION', `${option}: found the regular expression ${shown(pattern)}, expected another: ${reason}`);
+  const refuse = (reason: string) =>
+    new LowrankError('INVALID_OPTION', `${option}: found the regular expression ${shown(pattern)}, expected another: ${reason}`);
   if (/\(\?(<?[=!])/.test(pattern)) throw refuse('lookahead and lookbehind are not supported');
   if (/\(\?P=/.test(pattern)) throw refuse('backreferences are not supported');
-  const translated = pattern.replace(/\\(.)/gs, (escape, letter: string) => {
-    if (/[A-Za-z0-9]/.test(letter) && !kPythonEscapes.includes(letter)) throw refuse(`${escape} has no meaning in Python`);
+  const translated = pattern.replace(/\\(.)/gs, (sequence, letter: string) => {
+    if (/[A-Za-z0-9]/.test(letter) && !kPythonEscapes.includes(letter)) throw refuse(`${sequence} has no meaning in Python`);
     if (/[1-9]/.test(letter)) throw refuse('backreferences are not supported');
-    return letter === 'Z' ? '\\z' : escape;
+    return letter === 'Z' ? '\\z' : sequence;
   });
   try {
     return RE2JS.compile(translated);

@@ -2,7 +2,7 @@
  * A seeded stream of random numbers (xoshiro128**, Blackman & Vigna 2018) for initial weights. A stream belongs to a seed and a name, so that
  * a tensor's values depend on nothing else: not on the order of tensors and not on which others there are.
  */
-export class RandomStream {
+class RandomStream {
   readonly #state: Uint32Array;
   #spare: number | undefined;
 

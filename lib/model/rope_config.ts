@@ -16,11 +16,19 @@ export function readRope(config: ConfigReader, headDim: number, maxPosition: num
   const rotated = (scaling?.has('partial_rotary_factor') ? scaling : config).number('partial_rotary_factor', 1, 0, 1);
   const rotaryDim = Math.floor(headDim * rotated);
   if (rotaryDim < 2 || rotaryDim % 2 !== 0) {
-    throw new LowrankError('INVALID_CONFIG', `config.json: head_dim ${headDim} with partial_rotary_factor ${rotated} rotates ${rotaryDim} values of a head; expected an even number`);
+    throw new LowrankError(
+      'INVALID_CONFIG',
+      `config.json: head_dim ${headDim} with partial_rotary_factor ${rotated} rotates ${rotaryDim} values of a head; expected an even number`,
+    );
   }
   const rope: NativeRopeConfig = { kind: readKind(scaling), theta, rotaryDim, maxPosition };
   if (scaling === undefined || rope.kind === 'default') return rope;
-  const original = (config.has('original_max_position_embeddings') ? config : scaling).integer('original_max_position_embeddings', maxPosition, 1, kMaxPosition);
+  const original = (config.has('original_max_position_embeddings') ? config : scaling).integer(
+    'original_max_position_embeddings',
+    maxPosition,
+    1,
+    kMaxPosition,
+  );
   switch (rope.kind) {
     case 'linear':
     case 'dynamic':
@@ -40,7 +48,10 @@ function readKind(scaling: ConfigReader | undefined): NativeRopeConfig['kind'] {
   if (scaling === undefined) return 'default';
   const perLayerType = scaling.keys().filter((key) => key.endsWith('_attention'));
   if (perLayerType.length > 0) {
-    throw new LowrankError('UNSUPPORTED_MODEL', `config.json: rope_parameters differ by layer type (${perLayerType.join(', ')}); one rotary embedding for all layers is supported`);
+    throw new LowrankError(
+      'UNSUPPORTED_MODEL',
+      `config.json: rope_parameters differ by layer type (${perLayerType.join(', ')}); one rotary embedding for all layers is supported`,
+    );
   }
   const kind = scaling.string(scaling.has('rope_type') ? 'rope_type' : 'type', 'default');
   const known = kKinds.find((candidate) => candidate === kind);
@@ -59,7 +70,12 @@ function readYarn(scaling: ConfigReader, lengthRatio: number): Partial<NativeRop
   // Zero and null both stand for "not given" here, as in Transformers.
   const given = (key: string) => scaling.number(key, 0, 0, 1e9) || undefined;
   const yarn: Partial<NativeRopeConfig> = { factor: scaling.number('factor', lengthRatio, Number.MIN_VALUE, 1e9) };
-  const optional = { betaFast: given('beta_fast'), betaSlow: given('beta_slow'), mscale: given('mscale'), mscaleAllDim: given('mscale_all_dim') };
+  const optional = {
+    betaFast: given('beta_fast'),
+    betaSlow: given('beta_slow'),
+    mscale: given('mscale'),
+    mscaleAllDim: given('mscale_all_dim'),
+  };
   for (const [key, value] of Object.entries(optional)) if (value !== undefined) Object.assign(yarn, { [key]: value });
   if (scaling.has('attention_factor')) yarn.attentionFactor = scaling.number('attention_factor', undefined, 0, 1e9);
   yarn.truncate = scaling.boolean('truncate', true);

@@ -4,7 +4,10 @@ import { parseOptions } from '../options/parse.ts';
 const schema = z.strictObject({
   maxShardSize: z.union([z.string(), z.number()]).default('5GB').describe('Largest file; more weights go into several.'),
   dtype: z.enum(['auto', 'float32', 'bfloat16', 'float16']).default('auto').describe("'auto': as stored; block types become bfloat16."),
-  format: z.literal('safetensors', { error: "'safetensors' ('gguf' is not supported yet)" }).default('safetensors').describe('Kind of file.'),
+  format: z
+    .literal('safetensors', { error: "'safetensors' ('gguf' is not supported yet)" })
+    .default('safetensors')
+    .describe('Kind of file.'),
 });
 
 /** Options of CausalLM.savePretrained. */

@@ -36,7 +36,10 @@ export function resolveTargets(config: ResolvedLoraConfig, modules: readonly Mod
   const lora = targetNames(config, modules, names, family, origin).map((module) => loraModule(module, config, origin));
   if (origin.everyNameMustMatch) checkPatterns(config, lora, origin);
   const adapted = new Set(lora.map((module) => module.module));
-  const biases = modules.filter((module) => module.bias && !saved.includes(module) && (config.bias === 'all' || (config.bias === 'lora_only' && adapted.has(module.name))));
+  const biases = modules.filter(
+    (module) =>
+      module.bias && !saved.includes(module) && (config.bias === 'all' || (config.bias === 'lora_only' && adapted.has(module.name))),
+  );
   return {
     lora,
     saved: saved.flatMap((module) => (module.bias ? [module.weight, module.bias] : [module.weight])),
@@ -44,7 +47,13 @@ export function resolveTargets(config: ResolvedLoraConfig, modules: readonly Mod
   };
 }
 
-function targetNames(config: ResolvedLoraConfig, modules: readonly ModelModule[], names: string[], family: Family, origin: ConfigOrigin): string[] {
+function targetNames(
+  config: ResolvedLoraConfig,
+  modules: readonly ModelModule[],
+  names: string[],
+  family: Family,
+  origin: ConfigOrigin,
+): string[] {
   const wanted = config.targetModules ?? [...family.loraTargets];
   const isTarget = targetMatcher(wanted, config, modules, origin);
   const isExcluded = exclusionMatcher(config, origin);
@@ -52,7 +61,10 @@ function targetNames(config: ResolvedLoraConfig, modules: readonly ModelModule[]
   const matched = included.filter((name) => !isExcluded(name));
   if (included.length === 0) throw nothingMatched(origin.nameOption('targetModules'), describeWanted(config, wanted), names);
   if (matched.length === 0) {
-    throw new LowrankError('INVALID_OPTION', `${origin.nameOption('targetModules')}: found ${shown(wanted)}, but excludeModules and modulesToSave leave none of its ${included.length} modules`);
+    throw new LowrankError(
+      'INVALID_OPTION',
+      `${origin.nameOption('targetModules')}: found ${shown(wanted)}, but excludeModules and modulesToSave leave none of its ${included.length} modules`,
+    );
   }
   if (origin.everyNameMustMatch && config.excludeModules?.length && !names.some(isExcludedByOption(config, origin))) {
     throw nothingMatched(origin.nameOption('excludeModules'), shown(config.excludeModules), names);
@@ -72,12 +84,20 @@ function checkTargetable(name: string, modules: readonly ModelModule[], origin: 
   if (module?.kind === 'linear') return;
   const what = module ? `a module of kind '${module.kind}'` : 'a module without weights of its own';
   const advice = module ? `; name it in modulesToSave to train it whole` : '';
-  throw new LowrankError('INVALID_OPTION', `${origin.nameOption('targetModules')}: it means ${name}, ${what}; LoRA is put on the linear layers of the blocks${advice}`);
+  throw new LowrankError(
+    'INVALID_OPTION',
+    `${origin.nameOption('targetModules')}: it means ${name}, ${what}; LoRA is put on the linear layers of the blocks${advice}`,
+  );
 }
 
 type Matcher = (name: string) => boolean;
 
-function targetMatcher(wanted: string | string[], config: ResolvedLoraConfig, modules: readonly ModelModule[], origin: ConfigOrigin): Matcher {
+function targetMatcher(
+  wanted: string | string[],
+  config: ResolvedLoraConfig,
+  modules: readonly ModelModule[],
+  origin: ConfigOrigin,
+): Matcher {
   if (typeof wanted !== 'string') {
     const inLayers = layerMatcher(config, origin);
     if (origin.everyNameMustMatch) checkEach(wanted, allModuleNames(modules), origin.nameOption('targetModules'));
@@ -102,7 +122,8 @@ function layerMatcher(config: ResolvedLoraConfig, origin: ConfigOrigin): Matcher
   if (config.layersToTransform === undefined) return () => true;
   const layers = [config.layersToTransform].flat();
   const given = [config.layersPattern ?? []].flat();
-  const sources = given.length > 0 ? given.map((pattern) => `(?:^|.*?\\.)${pattern}\\.(?P<idx>\\d+)\\.`) : ['.*?\\.[^.]*\\.(?P<idx>\\d+)\\.'];
+  const sources =
+    given.length > 0 ? given.map((pattern) => `(?:^|.*?\\.)${pattern}\\.(?P<idx>\\d+)\\.`) : ['.*?\\.[^.]*\\.(?P<idx>\\d+)\\.'];
   const patterns = sources.map((source) => compilePythonPattern(source, origin.nameOption('layersPattern')));
   return (name) => {
     for (const pattern of patterns) {
@@ -115,7 +136,9 @@ function layerMatcher(config: ResolvedLoraConfig, origin: ConfigOrigin): Matcher
 
 function exclusionMatcher(config: ResolvedLoraConfig, origin: ConfigOrigin): Matcher {
   const byOption = isExcludedByOption(config, origin);
-  const saved = (config.modulesToSave ?? []).map((module) => compilePythonPattern(`(^|.*\\.)${module}($|\\..*)`, origin.nameOption('modulesToSave')));
+  const saved = (config.modulesToSave ?? []).map((module) =>
+    compilePythonPattern(`(^|.*\\.)${module}($|\\..*)`, origin.nameOption('modulesToSave')),
+  );
   return (name) => byOption(name) || saved.some((pattern) => pattern.matchStart(name) !== undefined);
 }
 
@@ -157,7 +180,8 @@ function checkPatterns(config: ResolvedLoraConfig, lora: NativeLoraModule[], ori
   const names = lora.map((module) => module.module);
   for (const option of ['rankPattern', 'alphaPattern'] as const) {
     for (const pattern of Object.keys(config[option])) {
-      if (!names.some(patternMatcher(pattern, origin.nameOption(option)))) throw nothingMatched(origin.nameOption(option), shown(pattern), names);
+      if (!names.some(patternMatcher(pattern, origin.nameOption(option))))
+        throw nothingMatched(origin.nameOption(option), shown(pattern), names);
     }
   }
 }

@@ -39,7 +39,12 @@ export async function openSafetensorsFolder(folder: string): Promise<TensorMap> 
     if (!names.includes(shard)) throw new LowrankError('FILE_NOT_FOUND', `${join(folder, shard)} does not exist, but ${index} names it`);
     const file = openTensorFile(await checkedPath(folder, shard));
     const strays = file.tensors().filter((info) => shardOf.get(info.name) !== shard);
-    if (strays.length > 0) throw disagreement(index, `${shard} has tensors that it does not place there`, strays.map((info) => info.name));
+    if (strays.length > 0)
+      throw disagreement(
+        index,
+        `${shard} has tensors that it does not place there`,
+        strays.map((info) => info.name),
+      );
     add(file);
   }
   const absent = [...shardOf.keys()].filter((name) => !tensors.has(name));
@@ -74,7 +79,10 @@ async function readIndex(path: string): Promise<Map<string, string>> {
   const shardOf = new Map<string, string>();
   for (const [tensor, shard] of Object.entries(map)) {
     if (typeof shard !== 'string' || !/^[^/\\:\0]+\.safetensors$/.test(shard) || shard.startsWith('.')) {
-      throw new LowrankError('INVALID_SAFETENSORS', `${path}: ${shown(tensor)} is in ${shown(shard)}; expected the name of a .safetensors file in the same folder`);
+      throw new LowrankError(
+        'INVALID_SAFETENSORS',
+        `${path}: ${shown(tensor)} is in ${shown(shard)}; expected the name of a .safetensors file in the same folder`,
+      );
     }
     shardOf.set(tensor, shard);
   }
