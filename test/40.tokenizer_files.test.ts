@@ -192,6 +192,27 @@ describe('tokenizer files', () => {
     });
   });
 
+  it('answers options under other names with the right one, and values that are none with what was expected', async () => {
+    const tokenizer = await Tokenizer.fromFile(`${fixtures}gpt2`);
+    const messages = [{ role: 'user', content: 'x' }];
+    await assert.rejects(
+      tokenizer.encode('x', { add_special_tokens: false } as never),
+      failsWith('UNKNOWN_OPTION', /did you mean 'addSpecialTokens'/),
+    );
+    await assert.rejects(
+      tokenizer.applyChatTemplate(messages, { add_generation_prompt: true } as never),
+      failsWith('UNKNOWN_OPTION', /addGenerationPrompt/),
+    );
+    await assert.rejects(tokenizer.applyChatTemplate(messages), failsWith('INVALID_TEMPLATE', /no chat template/));
+    await assert.rejects(tokenizer.applyChatTemplate([]), failsWith('INVALID_OPTION', /found \[\]/));
+    await assert.rejects(tokenizer.encode(5 as never), failsWith('INVALID_OPTION', /found 5/));
+    assert.throws(() => tokenizer.decode([1], { skip_special_tokens: true } as never), failsWith('UNKNOWN_OPTION', /skipSpecialTokens/));
+    for (const id of [-1, 1.5, Number.NaN]) assert.throws(() => tokenizer.decode([id]), failsWith('INVALID_OPTION', /token ids/));
+    assert.equal(tokenizer.decode([1_000_000]), '');
+    tokenizer.dispose();
+    await assert.rejects(tokenizer.encode('x'), failsWith('INVALID_TOKENIZER', /disposed/));
+  });
+
   it('accepts the patterns of published tokenizers and no evil ones', () => {
     const published = [
       "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",

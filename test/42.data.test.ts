@@ -6,7 +6,8 @@ import { fileURLToPath } from 'node:url';
 import { gzipSync } from 'node:zlib';
 import { makeBatch } from '../lib/data/batch.ts';
 import { type Dataset, splitDataset } from '../lib/data/dataset.ts';
-import { type LoadDatasetOptions, loadDataset } from '../lib/data/load.ts';
+import { loadDataset } from '../lib/data/load.ts';
+import type { LoadDatasetOptions } from '../lib/data/load_options.ts';
 import { packLengths } from '../lib/data/packing.ts';
 import { permutation } from '../lib/data/shuffle.ts';
 import { LowrankError } from '../lib/errors.ts';
@@ -345,12 +346,13 @@ describe('data sets', () => {
 
   it('options are checked by name and value', async () => {
     const bad: [object, string, RegExp][] = [
-      [{ max_seq_length: 5 }, 'UNKNOWN_OPTION', /did you mean maxSeqLength/],
-      [{ maxSeqLength: 0 }, 'INVALID_OPTION', /maxSeqLength is 0/],
-      [{ onBadRow: 'ignore' }, 'INVALID_OPTION', /onBadRow is "ignore", expected one of "error", "skip"/],
-      [{ format: 'parrot' }, 'INVALID_OPTION', /format/],
-      [{ completionOnlyLoss: 'yes' }, 'INVALID_OPTION', /completionOnlyLoss/],
-      [{ tokenizer: undefined }, 'INVALID_OPTION', /tokenizer/],
+      [{ max_seq_length: 5 }, 'UNKNOWN_OPTION', /max_seq_length is not an option; did you mean 'maxSeqLength'/],
+      [{ maxSeqLength: 0 }, 'INVALID_OPTION', /maxSeqLength: found 0, expected at least 2/],
+      [{ onBadRow: 'ignore' }, 'INVALID_OPTION', /onBadRow: found "ignore", expected one of 'error', 'skip'/],
+      [{ format: 'parrot' }, 'INVALID_OPTION', /format: found "parrot"/],
+      [{ completionOnlyLoss: 'yes' }, 'INVALID_OPTION', /completionOnlyLoss: found "yes"/],
+      [{ tokenizer: {} }, 'INVALID_OPTION', /tokenizer: found \{\}, expected a Tokenizer/],
+      [{ tokenizer: undefined }, 'INVALID_OPTION', /tokenizer is needed/],
     ];
     for (const [options, code, pattern] of bad) await assert.rejects(load(['x'], options as LoadDatasetOptions), failsWith(code, pattern));
     await assert.rejects(load([chat('a', 'b')], { tokenizer: plain }), failsWith('INVALID_TEMPLATE', /no chat template/));
@@ -389,6 +391,7 @@ describe('data sets', () => {
         .join(),
       'é😀<|im_end|>',
     );
+    for await (const row of dataset) assert.equal(dataset.explain(row), dataset.explain(0));
     assert.throws(() => dataset.explain(1), failsWith('INVALID_OPTION', /row 1 does not exist/));
   });
 

@@ -3,6 +3,7 @@ import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 import type { TokenRow } from '../types.ts';
 import { supervisedTokens } from './batch.ts';
 import { explainRow } from './explain.ts';
+import { parseSplitOptions, type SplitOptions } from './load_options.ts';
 import { permutation } from './shuffle.ts';
 
 /** What loading found. */
@@ -74,9 +75,10 @@ export class Dataset {
     for (const { inputIds, labels } of this.#rows) yield { inputIds: Array.from(inputIds), labels: Array.from(labels) };
   }
 
-  /** A row's tokens as text, those that are trained on marked. */
-  explain(index: number): string {
-    return explainRow(this.row(index), this.tokenizer);
+  /** A row's tokens as text, those that are trained on marked; a row by its number, or as the iterator gives it. */
+  explain(row: number | { inputIds: ArrayLike<number>; labels: ArrayLike<number> }): string {
+    if (typeof row === 'number') return explainRow(this.row(row), this.tokenizer);
+    return explainRow({ inputIds: Int32Array.from(row.inputIds), labels: Int32Array.from(row.labels) }, this.tokenizer);
   }
 
   /** The rows at these indices, in this order. */
@@ -90,8 +92,8 @@ export class Dataset {
  * Two data sets that share no row, drawn by `seed`: `testSize` is a share of the rows (below 1) or their number. Rows keep their order.
  * Throws INVALID_OPTION when one of the two would be empty.
  */
-export function splitDataset(dataset: Dataset, options: { testSize: number; seed: number }): { train: Dataset; test: Dataset } {
-  const { testSize, seed } = options;
+export function splitDataset(dataset: Dataset, options: SplitOptions): { train: Dataset; test: Dataset } {
+  const { testSize, seed } = parseSplitOptions(options);
   const count = testSize < 1 ? Math.ceil(testSize * dataset.length) : testSize;
   if (!Number.isInteger(count) || count < 1 || count >= dataset.length) {
     throw new LowrankError(

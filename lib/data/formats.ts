@@ -51,7 +51,7 @@ const READERS: Record<DatasetFormat, FormatReader> = {
   text: { shape: '{ text }', matches: (row) => has(row, 'text'), read: (row) => ({ kind: 'text', text: string(row.text, 'text') }) },
 };
 
-export const FORMATS = Object.keys(READERS) as DatasetFormat[];
+export const FORMATS = Object.keys(READERS) as [DatasetFormat, ...DatasetFormat[]];
 
 /** The format of a row by the keys that it has; throws {@link BadRow} when it fits none. */
 export function detectFormat(row: Row): DatasetFormat {

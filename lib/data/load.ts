@@ -1,34 +1,13 @@
-import { LowrankError, shown, suggestion, throwIfAborted } from '../errors.ts';
-import type { Tokenizer } from '../tokenizer/tokenizer.ts';
+import { LowrankError, throwIfAborted } from '../errors.ts';
 import type { TokenRow } from '../types.ts';
 import { supervisedTokens } from './batch.ts';
 import { Dataset, type DatasetReport } from './dataset.ts';
-import { type CompletionOnlyLoss, encodeExamples } from './encode.ts';
-import { asRow, BadRow, type DatasetFormat, detectFormat, type Example, FORMATS, readExample } from './formats.ts';
+import { encodeExamples } from './encode.ts';
+import { asRow, BadRow, type DatasetFormat, detectFormat, type Example, readExample } from './formats.ts';
+import { type LoadDatasetOptions, parseLoadDatasetOptions, type ResolvedLoadDatasetOptions } from './load_options.ts';
 import { type RowSource, readRows, type SourceRow } from './source.ts';
-import { lostLabels, TRUNCATIONS, type Truncation, truncate } from './truncation.ts';
+import { lostLabels, truncate } from './truncation.ts';
 
-export interface LoadDatasetOptions {
-  /** Not needed for rows that are token ids. */
-  tokenizer?: Tokenizer;
-  /** Longest row, in tokens; default: no limit. */
-  maxSeqLength?: number;
-  /** Default: told by the first row. */
-  format?: DatasetFormat;
-  /** Columns under other names: { prompt: 'question', completion: 'answer' }. */
-  mapping?: Record<string, string>;
-  /** 'error' (default) stops at a malformed row, 'skip' counts it and goes on. */
-  onBadRow?: 'error' | 'skip';
-  /** Default 'auto': loss on completions and on the assistant's turns where rows tell them apart, else on all. */
-  completionOnlyLoss?: CompletionOnlyLoss;
-  /** What becomes of rows longer than maxSeqLength. Default 'right': what is beyond is cut off. */
-  truncation?: Truncation;
-  /** Told of skipped, truncated and dropped rows. Default: a process warning. */
-  onWarning?: (message: string) => void;
-  signal?: AbortSignal;
-}
-
-const OPTIONS = ['tokenizer', 'maxSeqLength', 'format', 'mapping', 'onBadRow', 'completionOnlyLoss', 'truncation', 'onWarning', 'signal'];
 /** Rows are rendered and tokenised in groups of at most so many rows and, about, characters; so many groups are on their way at once. */
 const GROUP_ROWS = 64;
 const GROUP_CHARACTERS = 1 << 16;
@@ -47,45 +26,25 @@ interface Group {
  * left to train on.
  */
 export async function loadDataset(source: RowSource | Dataset, options: LoadDatasetOptions = {}): Promise<Dataset> {
-  checkOptions(options);
-  const tokenizer = options.tokenizer ?? (source instanceof Dataset ? source.tokenizer : undefined);
-  return new DatasetLoader({ ...options, tokenizer }).load(source);
-}
-
-function checkOptions(options: LoadDatasetOptions): void {
-  for (const name of Object.keys(options)) {
-    if (OPTIONS.includes(name)) continue;
-    const near = suggestion(name, OPTIONS);
-    throw new LowrankError('UNKNOWN_OPTION', `loadDataset has no option ${shown(name)}${near ? `; did you mean ${near}?` : ''}`);
-  }
-  const oneOf = (name: keyof LoadDatasetOptions, values: readonly unknown[]) => {
-    if (options[name] === undefined || values.includes(options[name])) return;
-    throw new LowrankError('INVALID_OPTION', `${name} is ${shown(options[name])}, expected one of ${values.map(shown).join(', ')}`);
-  };
-  oneOf('format', FORMATS);
-  oneOf('onBadRow', ['error', 'skip']);
-  oneOf('completionOnlyLoss', ['auto', true, false]);
-  oneOf('truncation', TRUNCATIONS);
-  const { maxSeqLength } = options;
-  if (maxSeqLength !== undefined && !(Number.isInteger(maxSeqLength) && maxSeqLength >= 2)) {
-    throw new LowrankError('INVALID_OPTION', `maxSeqLength is ${shown(maxSeqLength)}, expected an integer of at least 2`);
-  }
+  const resolved = parseLoadDatasetOptions(options);
+  const tokenizer = resolved.tokenizer ?? (source instanceof Dataset ? source.tokenizer : undefined);
+  return new DatasetLoader({ ...resolved, tokenizer }).load(source);
 }
 
 class DatasetLoader {
-  readonly #options: LoadDatasetOptions;
+  readonly #options: ResolvedLoadDatasetOptions;
   readonly #rows: TokenRow[] = [];
   readonly #report: DatasetReport = { skippedRows: 0, skipped: [], truncatedRows: 0, lostTokens: 0, droppedRows: 0 };
   #format: DatasetFormat | undefined;
   #seen = 0;
 
-  constructor(options: LoadDatasetOptions) {
+  constructor(options: ResolvedLoadDatasetOptions) {
     this.#options = options;
     this.#format = options.format;
   }
 
   async load(source: RowSource | Dataset): Promise<Dataset> {
-    const { tokenizer, signal, completionOnlyLoss = 'auto' } = this.#options;
+    const { tokenizer, signal, completionOnlyLoss } = this.#options;
     const onTheWay: Promise<{ group: Group; encoded: (TokenRow | Error)[] }>[] = [];
     try {
       for await (const group of this.#groups(readRows(source, signal))) {
@@ -168,7 +127,7 @@ class DatasetLoader {
   }
 
   #keep(row: TokenRow): void {
-    const { maxSeqLength, truncation = 'right' } = this.#options;
+    const { maxSeqLength, truncation } = this.#options;
     const pieces = truncate(row, maxSeqLength, truncation);
     if (pieces[0] !== row) {
       this.#report.truncatedRows++;

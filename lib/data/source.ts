@@ -1,5 +1,6 @@
 import { createReadStream } from 'node:fs';
 import { stat } from 'node:fs/promises';
+import { fileURLToPath } from 'node:url';
 import { LowrankError, shown, throwIfAborted } from '../errors.ts';
 import { decompressed } from './compression.ts';
 import { readCsv } from './csv_rows.ts';
@@ -40,7 +41,7 @@ export async function* readRows(source: RowSource, signal?: AbortSignal): AsyncG
 }
 
 async function files(source: string | URL): Promise<string[]> {
-  const path = source instanceof URL ? source.pathname : source;
+  const path = source instanceof URL ? fileURLToPath(source) : source;
   const found = await stat(path).catch(() => undefined);
   if (found?.isDirectory())
     throw new LowrankError('INVALID_DATASET', `${path} is a folder; name a file in it, or a pattern such as ${path}/*.jsonl`);

@@ -6,6 +6,14 @@ import type { GgufValue } from '../native.ts';
 import type { Message } from '../types.ts';
 import { ChatTemplate } from './chat_template.ts';
 import { addsBosByDefault, GGUF_TOKENIZER_KEYS, ggufTokens } from './gguf_tokenizer.ts';
+import {
+  type ChatTemplateOptions,
+  type DecodeOptions,
+  type EncodeOptions,
+  parseChatTemplateOptions,
+  parseDecodeOptions,
+  parseEncodeOptions,
+} from './options.ts';
 import { StreamDecoder } from './stream_decoder.ts';
 import type { EncodeReply, LoadReply, LoadRequest, TextRequest } from './text_worker.ts';
 import { locateTokenizer, readTokenizerSettings, type TokenizerSettings } from './tokenizer_folder.ts';
@@ -17,22 +25,6 @@ export interface Encoded {
   ids: Int32Array;
   /** Start and end of each token by turns, in UTF-16 units of the text; empty unless asked for. */
   offsets: Int32Array;
-}
-
-export interface EncodeOptions {
-  /** Adds BOS and EOS where the tokenizer does so. Default true. */
-  addSpecialTokens?: boolean;
-}
-
-export interface ChatTemplateOptions {
-  /** Ends with the header of the answer to come. Default false. */
-  addGenerationPrompt?: boolean;
-  /** JSON schemas of functions that the assistant may call. */
-  tools?: unknown[];
-  /** Ids rather than text. Default true. */
-  tokenize?: boolean;
-  /** More variables for the template, under the template's own names (e.g. enable_thinking). */
-  chatTemplateKwargs?: Record<string, unknown>;
 }
 
 type Request = TextRequest extends infer R ? (R extends unknown ? Omit<R, 'id'> : never) : never;
@@ -152,11 +144,11 @@ export class Tokenizer {
   }
 
   /** Ids of many texts, with the characters that each token stands for when `offsets` is set. */
-  async encodeBatch(texts: readonly string[], options: EncodeOptions & { offsets?: boolean } = {}): Promise<Encoded[]> {
+  async encodeBatch(texts: readonly string[], options: EncodeOptions = {}): Promise<Encoded[]> {
+    const { addSpecialTokens, offsets } = parseEncodeOptions(options);
     const bad = texts.findIndex((text) => typeof text !== 'string');
     if (bad >= 0) throw new LowrankError('INVALID_OPTION', `encode takes text, found ${shown(texts[bad])}`);
     if (texts.length === 0) return [];
-    const { addSpecialTokens = true, offsets = false } = options;
     const reply = await ask<EncodeReply>({ operation: 'encode', tokenizer: this.#handle, texts: [...texts], addSpecialTokens, offsets });
     let at = 0;
     return texts.map((_, i) => {
@@ -168,21 +160,26 @@ export class Tokenizer {
   }
 
   /** Text of ids; ids without a token (a model's padding of its vocabulary) give nothing. Default: special tokens are kept. */
-  decode(ids: ArrayLike<number>, options: { skipSpecialTokens?: boolean } = {}): string {
+  decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
+    const { skipSpecialTokens = false } = parseDecodeOptions(options);
+    return this.#text(ids, skipSpecialTokens);
+  }
+
+  #text(ids: ArrayLike<number>, skipSpecialTokens: boolean): string {
     const tokens: string[] = [];
     for (let i = 0; i < ids.length; i++) {
       const id = ids[i] as number;
       if (!Number.isInteger(id) || id < 0) throw new LowrankError('INVALID_OPTION', `decode takes token ids, found ${shown(id)}`);
-      const token = options.skipSpecialTokens && this.specialIds.has(id) ? undefined : this.idToToken(id);
+      const token = skipSpecialTokens && this.specialIds.has(id) ? undefined : this.idToToken(id);
       if (token !== undefined) tokens.push(token);
     }
     return this.#decoder ? this.#decoder.decode(tokens) : tokens.join(' ');
   }
 
   /** A decoder for ids that come one by one. Default: special tokens are skipped. */
-  streamDecoder(options: { skipSpecialTokens?: boolean } = {}): StreamDecoder {
-    const { skipSpecialTokens = true } = options;
-    return new StreamDecoder((ids) => this.decode(ids, { skipSpecialTokens }));
+  streamDecoder(options: DecodeOptions = {}): StreamDecoder {
+    const { skipSpecialTokens = true } = parseDecodeOptions(options);
+    return new StreamDecoder((ids) => this.#text(ids, skipSpecialTokens));
   }
 
   /** The token of an id as the vocabulary spells it, undefined when there is none. */
@@ -197,7 +194,7 @@ export class Tokenizer {
   applyChatTemplate(messages: readonly Message[], options?: ChatTemplateOptions & { tokenize?: true }): Promise<number[]>;
   applyChatTemplate(messages: readonly Message[], options?: ChatTemplateOptions): Promise<string | number[]>;
   async applyChatTemplate(messages: readonly Message[], options: ChatTemplateOptions = {}): Promise<string | number[]> {
-    const { addGenerationPrompt, tools, tokenize = true, chatTemplateKwargs: variables } = options;
+    const { addGenerationPrompt, tools, tokenize, chatTemplateKwargs: variables } = parseChatTemplateOptions(options);
     checkMessages(messages);
     const text = await this.template().render({ messages, tools }, { addGenerationPrompt, variables });
     return tokenize ? this.encode(text, { addSpecialTokens: false }) : text;
