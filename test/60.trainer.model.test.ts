@@ -153,7 +153,8 @@ describe('LoraTrainer on a small Llama', () => {
     const peft = await getPeftModel(await newBase(), { ...peftConfig, modulesToSave: ['lm_head'] }, 'tuned');
     const trained = peft.countParameters().trainable;
     const result = await new LoraTrainer(await options({ model: peft, peftConfig: undefined, args: { maxSteps: 5 } })).train();
-    assert.ok((await readdir(join(result.adapterPath, 'tuned'))).includes('adapter_model.safetensors'));
+    assert.equal(result.adapterPath, join(outputDir, 'tuned'));
+    assert.ok((await readdir(result.adapterPath)).includes('adapter_model.safetensors'));
     const fresh = await getPeftModel(await newBase(), { ...peftConfig, modulesToSave: ['lm_head'] }, 'tuned');
     await new LoraTrainer(
       await options({ model: fresh, peftConfig: undefined, args: { maxSteps: 7, resumeFromCheckpoint: true } }),

@@ -133,6 +133,10 @@ export class Quadratic implements Trainable {
     await writeIntoFolder(folder, 'adapter_config.json', write, files);
   }
 
+  weightsFolder(folder: string): string {
+    return folder;
+  }
+
   async loadWeights(folder: string): Promise<void> {
     this.weights.set(floats(await nodeFiles.readFile(join(folder, 'adapter_model.bin'))));
   }

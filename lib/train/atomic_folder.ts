@@ -26,7 +26,7 @@ export async function writeFolder(target: string, write: (folder: string) => Pro
     await putInPlace(fresh, target, files);
   } catch (error) {
     await files.rm(fresh, { recursive: true, force: true }).catch(() => {});
-    throw ioError('writing', target, error);
+    throw ioError('writing', target, error, fresh);
   }
 }
 
@@ -57,7 +57,7 @@ export async function writeIntoFolder(
   } catch (error) {
     await putBack(former, target, mark, files).catch(() => {});
     await files.rm(fresh, { recursive: true, force: true }).catch(() => {});
-    throw ioError('writing', target, error);
+    throw ioError('writing', target, error, fresh);
   }
   // What cannot be deleted now is deleted at the next start.
   await files.rm(former, { recursive: true, force: true }).catch(() => {});

@@ -13,12 +13,17 @@ export const nodeFiles: FileSystem = nodeFileSystem;
 
 const HASH_CHUNK_BYTES = 1 << 20;
 
-/** A failure of the file system as IO_ERROR naming the file and the cause; LowrankErrors pass through. */
-export function ioError(action: string, path: string, cause: unknown): LowrankError {
-  if (cause instanceof LowrankError) return cause;
+/**
+ * A failure of the file system as IO_ERROR naming the file and the cause; LowrankErrors keep their code. Files in `staging`, a folder that the
+ * user never sees, are named as in `path`, whose place it was to take.
+ */
+export function ioError(action: string, path: string, cause: unknown, staging?: string): LowrankError {
+  const shownPath = (text: string) => (staging === undefined ? text : text.replaceAll(staging, path));
+  if (cause instanceof LowrankError)
+    return staging === undefined ? cause : new LowrankError(cause.code, shownPath(cause.message), { cause });
   const { code, message, path: failing } = cause as NodeJS.ErrnoException;
   const reason = code ? (REASONS[code] ?? code) : (message ?? String(cause));
-  return new LowrankError('IO_ERROR', `${action} ${failing ?? path} failed: ${reason}`, { cause });
+  return new LowrankError('IO_ERROR', `${action} ${shownPath(failing ?? path)} failed: ${reason}`, { cause });
 }
 
 const REASONS: Readonly<Record<string, string>> = {

@@ -72,6 +72,11 @@ export class NativeTrainable implements Trainable {
     return this.#peft.savePretrained(folder, { selectedAdapters: [this.#adapter] });
   }
 
+  /** As PEFT does it: an adapter that is not called 'default' has a folder of its own. */
+  weightsFolder(folder: string): string {
+    return this.#adapter === 'default' ? folder : join(folder, this.#adapter);
+  }
+
   loadWeights(folder: string): Promise<void> {
     return this.#peft.restoreAdapter(this.#adapter, folder);
   }

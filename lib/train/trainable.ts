@@ -7,6 +7,8 @@ export interface Trainable extends Pick<NativeSession, 'accumulate' | 'update' |
   evaluate(batch: NativeTrainBatch): Promise<NativeLoss>;
   /** Writes the trained weights as users load them, PEFT's folder. What was there stays whole until then; other files stay. */
   saveWeights(folder: string): Promise<void>;
+  /** Where in `folder` saveWeights puts the file that loads them. */
+  weightsFolder(folder: string): string;
   /** Sets the trained weights to those of such a folder. */
   loadWeights(folder: string): Promise<void>;
   saveOptimizer(folder: string): Promise<void>;

@@ -75,7 +75,7 @@ export async function* runTraining(request: TrainingRequest): AsyncGenerator<Tra
       tokens: state.numInputTokensSeen,
       tokensPerSecond: (state.numInputTokensSeen - before.tokens) / seconds,
       peakMemory: peakMemory(),
-      adapterPath: loop.stopFolder ?? args.outputDir,
+      adapterPath: request.trainable.weightsFolder(loop.stopFolder ?? args.outputDir),
       logHistory: state.logHistory,
       skippedSteps: state.skippedSteps,
       ...(loop.stopped && { stopped: loop.stopped }),
