@@ -20,6 +20,8 @@ import type { WorkerReply } from './worker_thread.ts';
 
 export interface LoadRequest {
   operation: 'load';
+  /** Number to name it by from now on; never used before, by no earlier thread either. */
+  tokenizer: number;
   /** tokenizer.json, or a GGUF file's metadata whose long lists were staged before. */
   source: { file: string } | { gguf: GgufMetadata; staged: number };
   /** Tokens that the configuration names; all become special tokens. */
@@ -61,7 +63,6 @@ interface ReleaseRequest {
 export type TextRequest = (LoadRequest | StageRequest | EncodeRequest | SaveRequest | ReleaseRequest) & { id: number };
 
 export interface LoadReply {
-  tokenizer: number;
   /** Texts of all tokens one after another in UTF-8; token i is bytes starts[i] to starts[i + 1], and absent where `present[i]` is 0. */
   table: { bytes: Uint8Array; starts: Int32Array; present: Uint8Array };
   special: { id: number; token: string }[];
@@ -85,7 +86,6 @@ interface Loaded {
 
 const loaded = new Map<number, Loaded>();
 const staged = new Map<number, Record<string, GgufMetadata[string][]>>();
-let nextHandle = 1;
 
 async function readTokenizerFile(path: string): Promise<TokenizerJson> {
   try {
@@ -127,10 +127,8 @@ async function load(request: LoadRequest): Promise<LoadReply> {
   } catch (cause) {
     throw invalidTokenizer(where, (cause as Error).message, cause);
   }
-  const tokenizer = nextHandle++;
-  loaded.set(tokenizer, { native, json: text, bosId: named(request.bos)?.id });
+  loaded.set(request.tokenizer, { native, json: text, bosId: named(request.bos)?.id });
   return {
-    tokenizer,
     table: tokenTable(tokens),
     special: json.added_tokens.filter(({ special }) => special).map(({ id, content }) => ({ id, token: content })),
     decoder: JSON.stringify({
@@ -197,7 +195,7 @@ async function encode(request: EncodeRequest): Promise<EncodeReply> {
 
 function held(handle: number): Loaded {
   const tokenizer = loaded.get(handle);
-  if (!tokenizer) throw new LowrankError('INVALID_TOKENIZER', 'the tokenizer was disposed of');
+  if (!tokenizer) throw new LowrankError('INVALID_TOKENIZER', 'the tokenizer was disposed of, or the thread that held it has died');
   return tokenizer;
 }
 

@@ -35,7 +35,7 @@ const HEAP_MEGABYTES = 4096;
 
 const worker = new WorkerThread('text_worker', { heapMegabytes: HEAP_MEGABYTES });
 const forgotten = new FinalizationRegistry<number>((tokenizer) => worker.notify({ operation: 'release', tokenizer, id: 0 }));
-let nextStage = 1;
+let nextHandle = 1;
 
 async function ask<T>(request: Request): Promise<T> {
   try {
@@ -77,10 +77,10 @@ export class Tokenizer {
   readonly #settings: TokenizerSettings;
   readonly #template: ChatTemplate | undefined;
 
-  private constructor(reply: LoadReply, settings: TokenizerSettings) {
+  private constructor(handle: number, reply: LoadReply, settings: TokenizerSettings) {
     const idOf = new Map(reply.special.map(({ id, token }) => [token, id]));
     const id = (name: string) => idOf.get(settings.named[name] ?? '');
-    this.#handle = reply.tokenizer;
+    this.#handle = handle;
     this.#table = reply.table;
     this.#decoder = NativeTokenizer.fromString(reply.decoder).getDecoder();
     this.#settings = settings;
@@ -100,7 +100,7 @@ export class Tokenizer {
         specialTokens: reply.special.map(({ token }) => token).filter((token) => token !== ''),
       });
     }
-    forgotten.register(this, reply.tokenizer, this);
+    forgotten.register(this, handle, this);
   }
 
   /**
@@ -116,7 +116,7 @@ export class Tokenizer {
   /** Builds the tokenizer that a GGUF file's metadata describes. Throws INVALID_TOKENIZER. */
   static async fromGguf(metadata: Record<string, GgufValue>): Promise<Tokenizer> {
     const settings = ggufSettings(metadata);
-    const staged = nextStage++;
+    const staged = nextHandle++;
     const short: Record<string, GgufValue> = {};
     for (const key of GGUF_TOKENIZER_KEYS) {
       const value = metadata[key];
@@ -133,8 +133,9 @@ export class Tokenizer {
   static async #load(source: LoadRequest['source'], settings: TokenizerSettings): Promise<Tokenizer> {
     const { named, additional, addBos, addEos } = settings;
     const special = [...Object.values(named), ...additional];
-    const request = { operation: 'load', source, special, bos: named.bos_token, eos: named.eos_token, addBos, addEos } as const;
-    return new Tokenizer(await ask<LoadReply>(request), settings);
+    const tokenizer = nextHandle++;
+    const request = { operation: 'load', tokenizer, source, special, bos: named.bos_token, eos: named.eos_token, addBos, addEos } as const;
+    return new Tokenizer(tokenizer, await ask<LoadReply>(request), settings);
   }
 
   /** Ids of a text. BOS is never doubled: a text that starts with it gets no other. */
