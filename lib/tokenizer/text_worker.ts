@@ -105,8 +105,9 @@ async function load(request: LoadRequest): Promise<LoadReply> {
   let json: TokenizerJson;
   if ('file' in source) json = await readTokenizerFile(source.file);
   else {
-    json = ggufTokenizerJson({ ...source.gguf, ...staged.get(source.staged) });
+    const lists = staged.get(source.staged);
     staged.delete(source.staged);
+    json = ggufTokenizerJson({ ...source.gguf, ...lists });
   }
   json = withSpecialTokens(json, request.special);
   const tokens = tokensById(json);

@@ -35,6 +35,7 @@ const HEAP_MEGABYTES = 4096;
 
 const worker = new WorkerThread('text_worker', { heapMegabytes: HEAP_MEGABYTES });
 const forgotten = new FinalizationRegistry<number>((tokenizer) => worker.notify({ operation: 'release', tokenizer, id: 0 }));
+/** Numbers of tokenizers and staged lists: never used twice, so that one of a thread that died cannot mean another. */
 let nextHandle = 1;
 
 async function ask<T>(request: Request): Promise<T> {
