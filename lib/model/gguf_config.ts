@@ -113,15 +113,11 @@ function ropeScaling(
     );
   }
   const original = reader.integer(`${name}.rope.scaling.original_context_length`);
-  return {
-    rope_scaling: {
-      rope_type: 'yarn',
-      factor,
-      original_max_position_embeddings: original,
-      beta_fast: reader.number(`${name}.rope.scaling.yarn_beta_fast`, 32),
-      beta_slow: reader.number(`${name}.rope.scaling.yarn_beta_slow`, 1),
-    },
-  };
+  const scaling: Record<string, unknown> = { rope_type: 'yarn', factor, original_max_position_embeddings: original };
+  for (const key of ['beta_fast', 'beta_slow']) {
+    if (reader.has(`${name}.rope.scaling.yarn_${key}`)) scaling[key] = reader.number(`${name}.rope.scaling.yarn_${key}`);
+  }
+  return { rope_scaling: scaling };
 }
 
 /** What every Llama 3.1 to 3.3 has; only the factor differs, and GGUF keeps none of them but the divisors they lead to. */
