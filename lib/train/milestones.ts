@@ -4,8 +4,8 @@ import { notify, type TrainerCallback, type TrainerControl } from './callbacks.t
 import type { CheckpointStore, DataPosition } from './checkpoint.ts';
 import type { EvaluationMetrics } from './evaluation.ts';
 import type { Fingerprint } from './fingerprint.ts';
-import type { LogFile } from './log_file.ts';
 import type { Progress } from './progress.ts';
+import type { RunLog } from './run_log.ts';
 import { intervalSteps } from './step_plan.ts';
 import type { StopRequest } from './stop_request.ts';
 import type { Trainable } from './trainable.ts';
@@ -22,7 +22,7 @@ export interface MilestoneContext {
   fingerprint: Fingerprint;
   callbacks: readonly TrainerCallback[];
   progress: Progress;
-  logFile: LogFile;
+  runLog: RunLog;
 }
 
 /** What the step at hand adds to a log. */
@@ -110,11 +110,11 @@ export class Milestones {
 
   /** Adds a line to the log. */
   async log(figures: Omit<LogEntry, 'step' | 'epoch'>): Promise<void> {
-    const { state, progress, logFile, callbacks } = this.#context;
+    const { state, progress, runLog, callbacks } = this.#context;
     const entry: LogEntry = { ...figures, epoch: state.epoch, step: state.globalStep };
     state.logHistory.push(entry);
     progress.log(entry);
-    await this.#tolerate(() => logFile.append(entry));
+    await this.#tolerate(() => runLog.append(entry));
     await notify(callbacks, 'onLog', state, this.#control(), entry);
   }
 

@@ -7,9 +7,9 @@ import { type Checkpoint, CheckpointStore, type DataPosition } from './checkpoin
 import { type FileSystem, nodeFiles } from './file_system.ts';
 import { differences, type Fingerprint } from './fingerprint.ts';
 import { lockFolder } from './lock.ts';
-import { LogFile } from './log_file.ts';
 import type { MilestoneContext } from './milestones.ts';
 import type { Progress } from './progress.ts';
+import { RunLog } from './run_log.ts';
 import { planSteps, type StepPlan } from './step_plan.ts';
 import { type StopReason, StopRequest } from './stop_request.ts';
 import type { Trainable, TrainingData } from './trainable.ts';
@@ -61,8 +61,8 @@ export async function* runTraining(request: TrainingRequest): AsyncGenerator<Tra
     const checkpoints = new CheckpointStore(args.outputDir, files);
     const fingerprint = await fingerprintOf(request, plan);
     const { state, start } = await beginning(request, plan, checkpoints, fingerprint);
-    const logFile = new LogFile(join(args.outputDir, 'runs', 'log.jsonl'), files);
-    const loop = new TrainingLoop({ ...request, plan, stop, state, start, checkpoints, fingerprint, logFile });
+    const runLog = new RunLog(join(args.outputDir, 'runs'), files);
+    const loop = new TrainingLoop({ ...request, plan, stop, state, start, checkpoints, fingerprint, runLog });
     const before = { time: performance.now(), epoch: state.epoch, step: state.globalStep, tokens: state.numInputTokensSeen };
     progress.begin(state.maxSteps, state.globalStep);
     yield* loop.run();
