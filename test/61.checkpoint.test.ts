@@ -250,10 +250,14 @@ describe('saving when the file system fails', () => {
       lrSchedulerType: 'constant' as const,
     };
     const whole = await train({ rows, args });
+    const prepared = newFolder();
+    await rm(outputDir, { recursive: true });
+    await train({ rows, args: { ...args, maxSteps: 2 } });
+    await cp(outputDir, prepared, { recursive: true });
     let failures = 0;
     for (let nth = 1; ; ++nth) {
-      await rm(outputDir, { recursive: true, force: true });
-      await train({ rows, args: { ...args, maxSteps: 2 } });
+      await rm(outputDir, { recursive: true });
+      await cp(prepared, outputDir, { recursive: true });
       const errno = errnos[nth % errnos.length] as string;
       const files = failingAt(nth, errno);
       const resumed = await train({ rows, files, args: { ...args, resumeFromCheckpoint: true } }).catch((error: unknown) => error);
@@ -279,6 +283,7 @@ describe('saving when the file system fails', () => {
       );
     }
     assert.ok(failures > 40, `only ${failures} calls`);
+    await rm(prepared, { recursive: true });
   });
 
   it("goes on with a warning when onSaveError is 'warn'", async () => {
