@@ -123,11 +123,12 @@ inline void write_queries(const AttentionGroup& g, const AttentionGradients& d, 
   row_pointers(g, tile, d.dq, d.dq_stride, rows);
   alignas(64) float scale[kTileRows];
   for (size_t i = 0; i < kTileRows; ++i) scale[i] = g.scale;
-  for (size_t lane = 0; lane < tile.vectors * V::kWidth; lane += V::kWidth) {
+  for (size_t v = 0; v < tile.vectors; ++v) {
+    const size_t lane = v * V::kWidth, lanes = live_lanes(tile, v);
     if (first) {
-      lanes_to_rows<false>(at.dq_lanes + lane, kTileRows, scale, g.head_dim, rows + lane);
+      lanes_to_rows<false>(at.dq_lanes + lane, kTileRows, scale, g.head_dim, rows + lane, lanes);
     } else {
-      lanes_to_rows<true>(at.dq_lanes + lane, kTileRows, scale, g.head_dim, rows + lane);
+      lanes_to_rows<true>(at.dq_lanes + lane, kTileRows, scale, g.head_dim, rows + lane, lanes);
     }
   }
 }

@@ -102,7 +102,8 @@ inline void finish_tile(const AttentionGroup& g, const AttentionOut& out, Forwar
   alignas(64) float inverse[kTileRows];
   for (size_t v = 0; v < tile.vectors; ++v) {
     V::store(inverse + v * V::kWidth, V::div(V::set(1.0f), V::load(state.sum + v * V::kWidth)));
-    lanes_to_rows<false>(state.o + v * V::kWidth, kTileRows, inverse + v * V::kWidth, g.head_dim, rows + v * V::kWidth);
+    lanes_to_rows<false>(state.o + v * V::kWidth, kTileRows, inverse + v * V::kWidth, g.head_dim, rows + v * V::kWidth,
+                         live_lanes(tile, v));
   }
   if (out.lse == nullptr) return;
   for (size_t i = 0; i < tile.rows; ++i) {

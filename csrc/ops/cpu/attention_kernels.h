@@ -58,7 +58,7 @@ struct AttentionKernels {
   void (*rope_row)(float* x, size_t heads, size_t head_dim, size_t rotary_dim, const float* cos, const float* sin, bool inverse);
 };
 
-constexpr size_t kAttentionRows = 96;    // a multiple of every level's tile: keys are copied once for so many rows
-constexpr size_t kAttentionChunk = 128;  // keys of a backward pair: their gradients and copies stay in L2
+constexpr size_t kAttentionRows = 192;   // a multiple of every level's tile: keys are copied once for so many rows
+constexpr size_t kAttentionChunk = 256;  // keys of a backward pair: their gradients and copies stay in L2
 
 }  // namespace lowrank

@@ -43,7 +43,7 @@ LR_INLINE V::T exp2_of(V::T x) {
   return V::scale2(p, n);
 }
 
-// Up to kTileRows consecutive rows.
+// Up to kTileRows consecutive rows. Lanes past the last row repeat it, so that their scores are as tame; their results go nowhere.
 struct Tile {
   size_t first_row, rows, vectors;
   size_t key_begin, key_end;        // keys that any of its rows sees, multiples of kKeyAlign (the end may pass kv_len)
@@ -97,23 +97,26 @@ LR_INLINE V::T mask_of(V::T position, size_t key, size_t window) {
   return V::mul(distance, V::set(-kMasked));
 }
 
-// Pointers of the tile's rows in a tensor whose head 0 of query 0 is at `base`; null past the last row.
+// Pointers of the lanes' rows in a tensor whose head 0 of query 0 is at `base`.
 template <class T>
 LR_INLINE void row_pointers(const AttentionGroup& g, const Tile& tile, T* base, size_t stride, T** rows) {
   size_t query = tile.first_row / g.group, head = tile.first_row % g.group;
   for (size_t i = 0; i < kTileRows; ++i) {
-    rows[i] = i < tile.rows ? base + query * stride + head * g.head_dim : nullptr;
+    rows[i] = i < tile.rows ? base + query * stride + head * g.head_dim : rows[i - 1];
     if (++head == g.group) head = 0, ++query;
   }
 }
 
-// values[row] of per-row statistics [queries, heads], times `scale`; 0 past the last row.
+// out[lane] = scale · values[row] of per-row statistics [queries, heads].
 LR_INLINE void load_statistics(const AttentionGroup& g, const Tile& tile, const float* values, float scale, float* out) {
   for (size_t i = 0; i < kTileRows; ++i) {
-    const size_t row = tile.first_row + i;
-    out[i] = i < tile.rows ? scale * values[row / g.group * g.lse_stride + row % g.group] : 0.0f;
+    const size_t row = tile.first_row + smaller(i, tile.rows - 1);
+    out[i] = scale * values[row / g.group * g.lse_stride + row % g.group];
   }
 }
+
+// How many lanes of a vector hold rows of their own.
+LR_INLINE size_t live_lanes(const Tile& tile, size_t v) { return smaller(V::kWidth, tile.rows - v * V::kWidth); }
 
 // One row of `length`, times `scale`, with zeros up to `padded_length`.
 LR_INLINE void copy_row(const float* from, size_t length, float scale, float* to, size_t padded_length) {

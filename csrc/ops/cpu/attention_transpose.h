@@ -71,7 +71,7 @@ LR_INLINE void transpose(V::T (&r)[4]) {
 #endif
 
 // out[d * out_stride + lane] = scale · rows[lane][d] for d below `length` rounded up to whole vectors (zeros past the end) and
-// the kWidth lanes of a vector; a null row is zeros.
+// the kWidth lanes of a vector.
 inline void rows_to_lanes(const float* const* rows, size_t length, float scale, float* out, size_t out_stride) {
   const V::T factor = V::set(scale);
   for (size_t d = 0; d < length; d += V::kWidth) {
@@ -79,7 +79,7 @@ inline void rows_to_lanes(const float* const* rows, size_t length, float scale, 
     V::T block[V::kWidth];
 #pragma GCC unroll 16
     for (size_t i = 0; i < V::kWidth; ++i) {
-      block[i] = rows[i] == nullptr ? V::zero() : n == V::kWidth ? V::load(rows[i] + d) : V::load_n(rows[i] + d, n);
+      block[i] = n == V::kWidth ? V::load(rows[i] + d) : V::load_n(rows[i] + d, n);
     }
     transpose(block);
 #pragma GCC unroll 16
@@ -87,9 +87,9 @@ inline void rows_to_lanes(const float* const* rows, size_t length, float scale, 
   }
 }
 
-// rows[lane][d] (+)= in[d * in_stride + lane] · scale[lane], for the lanes whose row is not null.
+// rows[lane][d] (+)= in[d * in_stride + lane] · scale[lane], for the first `lanes` lanes.
 template <bool kAdd>
-void lanes_to_rows(const float* in, size_t in_stride, const float* scale, size_t length, float* const* rows) {
+void lanes_to_rows(const float* in, size_t in_stride, const float* scale, size_t length, float* const* rows, size_t lanes) {
   const V::T factor = V::load(scale);
   for (size_t d = 0; d < length; d += V::kWidth) {
     const size_t n = length - d < V::kWidth ? length - d : V::kWidth;
@@ -99,7 +99,7 @@ void lanes_to_rows(const float* in, size_t in_stride, const float* scale, size_t
     transpose(block);
 #pragma GCC unroll 16
     for (size_t i = 0; i < V::kWidth; ++i) {
-      if (rows[i] == nullptr) continue;
+      if (i >= lanes) break;
       const V::T old = kAdd ? V::load_n(rows[i] + d, n) : V::zero();
       V::store_n(rows[i] + d, kAdd ? V::add(old, block[i]) : block[i], n);
     }
