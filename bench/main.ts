@@ -59,14 +59,18 @@ async function training(): Promise<TrainingResult[]> {
   const { threads, isa } = native().systemInfo();
   const compiled = fileURLToPath(new URL('../dist/index.js', import.meta.url));
   const script = fileURLToPath(new URL('./train_ours.mjs', import.meta.url));
-  const ours = (name: string, model: string, ...flags: string[]) => new BenchChild(name, process.execPath, [script, compiled, model, ...flags]);
+  const ours = (name: string, model: string, ...flags: string[]) =>
+    new BenchChild(name, process.execPath, [script, compiled, model, ...flags]);
   const children = [
     ours('lowrank, bf16 weights', await bf16Model(gguf)),
     ours('lowrank, GGUF Q4_1 weights', gguf),
     ours('lowrank, GGUF Q4_1, checkpointing', gguf, '--checkpointing'),
   ];
   if (values.peers) {
-    children.push(startPeft({ gguf, threads, dtype: 'fp32', compile: false, isa }), startPeft({ gguf, threads, dtype: 'bf16', compile: false, isa }));
+    children.push(
+      startPeft({ gguf, threads, dtype: 'fp32', compile: false, isa }),
+      startPeft({ gguf, threads, dtype: 'bf16', compile: false, isa }),
+    );
     if (values.compile) children.push(startPeft({ gguf, threads, dtype: 'fp32', compile: true, isa }));
   }
   // One after the other, so that none warms up beside another's.
@@ -86,11 +90,15 @@ function printOp(result: OpResult): void {
   const rate = result.gflops ? `${result.gflops.toFixed(0)} GFLOP/s` : `${result.gbytes!.toFixed(1)} GB/s`;
   const peer = result.openblasMilliseconds ? `  OpenBLAS ${result.openblasMilliseconds.toFixed(2)} ms` : '';
   const share = `${Math.round(100 * result.share)} % of ${result.bound === 'flops' ? 'peak FLOP/s' : 'memory speed'}`;
-  console.log(`${result.op.padEnd(30)} ${result.shape.padEnd(26)} ${result.milliseconds.toFixed(3).padStart(9)} ms  ${rate.padStart(13)}  ${share}${peer}`);
+  console.log(
+    `${result.op.padEnd(30)} ${result.shape.padEnd(26)} ${result.milliseconds.toFixed(3).padStart(9)} ms  ${rate.padStart(13)}  ${share}${peer}`,
+  );
 }
 
 function printTraining(results: TrainingResult[]): void {
-  console.log('\n| training: 4×256 tokens, LoRA r=16 on all linears, SmolLM2-135M | tokens/s (best block; median) | peak memory | ours against it |');
+  console.log(
+    '\n| training: 4×256 tokens, LoRA r=16 on all linears, SmolLM2-135M | tokens/s (best block; median) | peak memory | ours against it |',
+  );
   console.log('| --- | ---: | ---: | ---: |');
   const reference = results[0]!;
   for (const result of results) {
@@ -102,7 +110,9 @@ function printTraining(results: TrainingResult[]): void {
 
 const { isa, threads } = native().systemInfo();
 const peaks = await native().measurePeaks();
-console.log(`${cpus()[0]?.model}, ${threads} threads, ${isa}: ${(peaks.flopsPerSecond / 1e9).toFixed(0)} GFLOP/s fp32, ${(peaks.bytesPerSecond / 1e9).toFixed(0)} GB/s\n`);
+console.log(
+  `${cpus()[0]?.model}, ${threads} threads, ${isa}: ${(peaks.flopsPerSecond / 1e9).toFixed(0)} GFLOP/s fp32, ${(peaks.bytesPerSecond / 1e9).toFixed(0)} GB/s\n`,
+);
 const ops: OpResult[] = [];
 if (!values['skip-ops']) {
   await new OpBench(peaks, (result) => {

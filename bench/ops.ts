@@ -74,7 +74,15 @@ export class OpBench {
   #flops(op: string, shape: string, flops: number, call: () => void, openblasMilliseconds?: number): void {
     const milliseconds = best(call);
     const gflops = flops / milliseconds / 1e6;
-    this.#report({ op, shape, milliseconds, bound: 'flops', gflops, share: (gflops * 1e9) / this.#peaks.flopsPerSecond, openblasMilliseconds });
+    this.#report({
+      op,
+      shape,
+      milliseconds,
+      bound: 'flops',
+      gflops,
+      share: (gflops * 1e9) / this.#peaks.flopsPerSecond,
+      openblasMilliseconds,
+    });
   }
 
   #bytes(op: string, shape: string, bytes: number, call: () => void): void {
@@ -144,10 +152,27 @@ export class OpBench {
     const base = 2 * kTokens * 2 * kFfn * kHidden;
     const lora = 2 * kTokens * 2 * kRank * (kHidden + kFfn);
     this.#flops('lora_linear gate, up', shape, base + lora, () =>
-      run('loraLinear', x, kTokens, kHidden, pair.map(({ forward }) => forward), s, 0),
+      run(
+        'loraLinear',
+        x,
+        kTokens,
+        kHidden,
+        pair.map(({ forward }) => forward),
+        s,
+        0,
+      ),
     );
     this.#flops('lora_linear gate, up backward', shape, base + 2 * lora, () =>
-      run('loraLinearBackward', x, kTokens, kHidden, pair.map(({ backward }) => backward), s, 0, dx),
+      run(
+        'loraLinearBackward',
+        x,
+        kTokens,
+        kHidden,
+        pair.map(({ backward }) => backward),
+        s,
+        0,
+        dx,
+      ),
     );
   }
 
@@ -196,9 +221,7 @@ export class OpBench {
     this.#bytes('rms_norm', shape, bytes * 2 * kHidden, () => run('rmsNorm', x, w, 1e-5, kTokens, kHidden, y, invRms));
     const dy = random(x.length);
     const dw = new Float32Array(kHidden);
-    this.#bytes('rms_norm backward', shape, bytes * 3 * kHidden, () =>
-      run('rmsNormBackward', x, w, invRms, dy, kTokens, kHidden, y, dw),
-    );
+    this.#bytes('rms_norm backward', shape, bytes * 3 * kHidden, () => run('rmsNormBackward', x, w, invRms, dy, kTokens, kHidden, y, dw));
     const gate = random(kTokens * kFfn);
     const up = random(kTokens * kFfn);
     const h = new Float32Array(gate.length);

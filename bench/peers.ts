@@ -14,7 +14,8 @@ export function peersPython(): string {
   const python = join(venv, 'bin', 'python');
   if (!existsSync(python)) {
     const run = (command: string, args: string[]) => {
-      if (spawnSync(command, args, { stdio: ['ignore', 'inherit', 'inherit'] }).status !== 0) throw new Error(`${command} ${args.join(' ')} failed`);
+      if (spawnSync(command, args, { stdio: ['ignore', 'inherit', 'inherit'] }).status !== 0)
+        throw new Error(`${command} ${args.join(' ')} failed`);
     };
     run('python3', ['-m', 'venv', venv]);
     run(python, ['-m', 'pip', 'install', '--quiet', '-r', join(kFolder, 'requirements.txt')]);
@@ -37,5 +38,8 @@ export function startPeft(options: PeerOptions): BenchChild {
   args.push('--threads', String(options.threads), '--dtype', options.dtype);
   if (options.compile) args.push('--compile');
   const held = options.isa === 'avx2' ? { ATEN_CPU_CAPABILITY: 'avx2', DNNL_MAX_CPU_ISA: 'AVX2', MKL_ENABLE_INSTRUCTIONS: 'AVX2' } : {};
-  return new BenchChild(`PEFT ${options.dtype}${options.compile ? ' + torch.compile' : ''}`, peersPython(), args, { ...process.env, ...held });
+  return new BenchChild(`PEFT ${options.dtype}${options.compile ? ' + torch.compile' : ''}`, peersPython(), args, {
+    ...process.env,
+    ...held,
+  });
 }

@@ -46,7 +46,10 @@ async function quickstartData(options: QuickstartOptions, model: CausalLM): Prom
   const dataset = await loadDataset(source, { tokenizer: model.tokenizer, maxSeqLength: kMaxSeqLength });
   const heldOutRows = Math.min(64, Math.floor(dataset.length / 10));
   if (heldOutRows === 0) {
-    throw new LowrankError('INVALID_DATASET', `${source} has ${dataset.length} rows; the quickstart needs at least 10, to keep some for the test`);
+    throw new LowrankError(
+      'INVALID_DATASET',
+      `${source} has ${dataset.length} rows; the quickstart needs at least 10, to keep some for the test`,
+    );
   }
   const { train, test } = splitDataset(dataset, { testSize: heldOutRows, seed: options.seed });
   return { train, heldOut: test };
@@ -61,7 +64,7 @@ export async function quickstart(options: QuickstartOptions): Promise<void> {
 
   heading('2. Its answers before training');
   const before = await answers(base);
-  kPrompts.forEach((prompt, i) => line(`  ${prompt}\n    ${styleText('dim', before[i] ?? '')}`));
+  for (const [i, prompt] of kPrompts.entries()) line(`  ${prompt}\n    ${styleText('dim', before[i] ?? '')}`);
 
   heading(`3. LoRA on ${options.data ?? 'human small talk (chitchat-dataset)'}, ${options.steps} steps`);
   const { train, heldOut } = await quickstartData(options, base);
@@ -90,9 +93,13 @@ export async function quickstart(options: QuickstartOptions): Promise<void> {
   heading('4. What changed');
   line(lossChart(result.logHistory));
   line(`held-out loss: ${lossBefore.toFixed(3)} before, ${lossAfter.toFixed(3)} after (${heldOut.length} rows the training never saw)`);
-  line(`${result.tokens} tokens at ${Math.round(result.tokensPerSecond)} tokens/s, peak memory ${(result.peakMemory / 2 ** 30).toFixed(2)} GiB`);
+  line(
+    `${result.tokens} tokens at ${Math.round(result.tokensPerSecond)} tokens/s, peak memory ${(result.peakMemory / 2 ** 30).toFixed(2)} GiB`,
+  );
   const after = await answers(trainer.model);
-  kPrompts.forEach((prompt, i) => line(`  ${prompt}\n    before: ${styleText('dim', before[i] ?? '')}\n    after:  ${styleText('green', after[i] ?? '')}`));
+  for (const [i, prompt] of kPrompts.entries()) {
+    line(`  ${prompt}\n    before: ${styleText('dim', before[i] ?? '')}\n    after:  ${styleText('green', after[i] ?? '')}`);
+  }
 
   heading('5. What next');
   line(`The adapter is in ${result.adapterPath}, in PEFT's format. Use it:`);
