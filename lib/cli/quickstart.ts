@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { styleText } from 'node:util';
 import { LowrankError } from '../errors.ts';
 import { fetchChitchat } from '../hub/chitchat.ts';
@@ -57,6 +58,9 @@ async function quickstartData(options: QuickstartOptions, model: CausalLM): Prom
 
 /** `npm run quickstart`: fetches a real model and real data, trains an adapter, shows what it changed and where it lies. */
 export async function quickstart(options: QuickstartOptions): Promise<void> {
+  if (options.data !== undefined && !existsSync(options.data)) {
+    throw new LowrankError('FILE_NOT_FOUND', `--data: there is no file ${options.data}`);
+  }
   heading('1. A real model: SmolLM2-135M-Instruct');
   const path = await fetchSmolLm2({ onProgress: downloadLine() });
   line(path);
