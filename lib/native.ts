@@ -156,7 +156,8 @@ export interface NativeModel {
    * in llama GGUFs) and are copied back to half-split order.
    */
   bind(slot: string, file: NativeTensorFile, tensor: string, unpermuteHeads?: number): void;
-  setTensor(slot: string, data: Float32Array): void;
+  /** Copies values; matrices are stored as `dtype` (default F32), vectors always as F32. */
+  setTensor(slot: string, data: Float32Array, dtype?: 'F32' | 'BF16' | 'F16'): void;
   /** Throws INVALID_CONFIG listing the slots without a tensor. */
   ready(): void;
 

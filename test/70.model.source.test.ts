@@ -93,6 +93,22 @@ describe('loading models from folders', () => {
     assert.ok(difference < 1e-4, `difference ${difference}`);
   });
 
+  it('converts float32 to the 16-bit types when asked to, as saving does', async () => {
+    const { folder } = await savedModel();
+    for (const dtype of ['bfloat16', 'float16'] as const) {
+      const converted = await CausalLM.fromPretrained(folder, { dtype });
+      const saved = await savedModel({}, { dtype });
+      assert.deepEqual((await converted.forward(kInput)).data, (await logitsOf(saved.folder)).data);
+      const random = await CausalLM.fromConfig(tinyConfig(), { seed: 5, dtype });
+      assert.deepEqual((await random.forward(kInput)).data, (await converted.forward(kInput)).data);
+      assert.ok(
+        random
+          .parameters()
+          .every((parameter) => parameter.shape.length === 1 || parameter.dtype === (dtype === 'bfloat16' ? 'BF16' : 'F16')),
+      );
+    }
+  });
+
   it('ignores the head of a tied model when it equals the embedding, and unties when it does not, as Transformers does', async () => {
     const { folder, logits } = await savedModel({ tie_word_embeddings: true });
     const weights = join(folder, 'model.safetensors');

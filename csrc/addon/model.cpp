@@ -215,7 +215,11 @@ Napi::Value ModelObject::set_tensor(const Napi::CallbackInfo& info) {
   ArrayView<float> data;
   Model* model = changing(env);
   if (model == nullptr || !get_string(info[0], "slot", &slot) || !get_floats(info[1], "data", &data)) return env.Undefined();
-  return finish(env, model->set_tensor(slot, {data.data, data.length}));
+  std::string type = "F32";
+  if (!info[2].IsUndefined() && !get_string(info[2], "dtype", &type)) return env.Undefined();
+  const DType dtype = type == "F32" ? DType::kF32 : type == "BF16" ? DType::kBF16 : type == "F16" ? DType::kF16 : DType::kCount;
+  if (dtype == DType::kCount) return finish(env, error(Code::kInvalidOption, "dtype is '%s'; expected F32, BF16 or F16", type.c_str()));
+  return finish(env, model->set_tensor(slot, {data.data, data.length}, dtype));
 }
 
 Napi::Value ModelObject::add_adapter(const Napi::CallbackInfo& info) {

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/checked.h"
+#include "core/half.h"
 #include "ops/dequantize.h"
 
 namespace lowrank {
@@ -104,17 +105,25 @@ Status Model::bind(Context& context, const std::string& name, const Matrix& sour
   return {};
 }
 
-Status Model::set_tensor(const std::string& name, std::span<const float> values) {
+Status Model::set_tensor(const std::string& name, std::span<const float> values, DType type) {
   Slot* slot = const_cast<Slot*>(find_slot(name));
   if (slot == nullptr) return error(Code::kInvalidConfig, "this model has no tensor named %s", name.c_str());
   if (values.size() != slot->elements()) {
     return error(Code::kShapeMismatch, "tensor %s got %zu values; expected %zu", name.c_str(), values.size(), slot->elements());
   }
-  auto copy = std::make_shared<Buffer>();
-  LR_RETURN_IF_ERROR(copy->allocate(values.size_bytes(), name.c_str()));
-  std::memcpy(copy->as<>(), values.data(), values.size_bytes());
   const bool vector = slot->shape.size() == 1;
-  slot->value = matrix(copy->as<>(), DType::kF32, vector ? 1 : slot->shape[0], vector ? slot->shape[0] : slot->shape[1]);
+  if (vector) type = DType::kF32;
+  if (type != DType::kF32 && type != DType::kBF16 && type != DType::kF16) {
+    return error(Code::kInvalidOption, "tensor %s cannot be stored as %s; expected F32, BF16 or F16", name.c_str(), dtype_info(type).name);
+  }
+  auto copy = std::make_shared<Buffer>();
+  LR_RETURN_IF_ERROR(copy->allocate(values.size() * (type == DType::kF32 ? sizeof(float) : sizeof(uint16_t)), name.c_str()));
+  if (type == DType::kF32) {
+    std::memcpy(copy->as<>(), values.data(), values.size_bytes());
+  } else {
+    std::transform(values.begin(), values.end(), copy->as<uint16_t>(), type == DType::kBF16 ? f32_to_bf16 : f32_to_f16);
+  }
+  slot->value = matrix(copy->as<>(), type, vector ? 1 : slot->shape[0], vector ? slot->shape[0] : slot->shape[1]);
   slot->owner = std::move(copy);
   ++revision_;
   return {};

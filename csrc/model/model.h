@@ -74,8 +74,8 @@ class Model {
   // head lie in interleaved-RoPE order (llama GGUFs) and are copied into half-split order, still in their storage type.
   Status bind(Context&, const std::string& slot, const Matrix& source, std::span<const size_t> shape,
               std::shared_ptr<const void> owner, size_t unpermute_heads);
-  // Copies fp32 values.
-  Status set_tensor(const std::string& slot, std::span<const float> values);
+  // Copies fp32 values; matrices are stored as `type`: kF32, kBF16 or kF16.
+  Status set_tensor(const std::string& slot, std::span<const float> values, DType type = DType::kF32);
   // kInvalidConfig lists the slots that have no tensor.
   Status ready() const;
 

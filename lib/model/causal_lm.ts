@@ -7,7 +7,7 @@ import { ModelCore } from './core.ts';
 import { describeModel } from './families.ts';
 import { type Generated, generateRows, type Prompt, promptIds, type StreamedToken, streamRow } from './generation.ts';
 import { type LossAndGradients, lossAndGradients } from './gradients.ts';
-import { type FromConfigOptions, type LoadOptions, parseFromConfigOptions, parseLoadOptions } from './load_options.ts';
+import { type FromConfigOptions, kStorageTypes, type LoadOptions, parseFromConfigOptions, parseLoadOptions } from './load_options.ts';
 import { loadSource } from './load_source.ts';
 import { initialiseWeights } from './random_weights.ts';
 import { saveModel } from './save_model.ts';
@@ -55,14 +55,14 @@ export class CausalLM {
 
   /** A model of config.json's shape with Transformers' random initial weights, the same for the same seed. */
   static async fromConfig(config: object, options?: FromConfigOptions): Promise<CausalLM> {
-    const { seed, tokenizer } = parseFromConfigOptions(options);
+    const { seed, dtype, tokenizer } = parseFromConfigOptions(options);
     if (typeof config !== 'object' || config === null || Array.isArray(config)) {
       throw new LowrankError('INVALID_CONFIG', `config is ${shown(config)}; expected the content of a config.json`);
     }
     const values: Record<string, unknown> = structuredClone({ ...config });
     const { family, native: described } = describeModel(values);
     const model = call(() => native().createModel(described));
-    await initialiseWeights(model, values, seed);
+    await initialiseWeights(model, values, seed, kStorageTypes[dtype]);
     const eosIds = [values.eos_token_id ?? []].flat().filter((id): id is number => Number.isSafeInteger(id));
     return new CausalLM(new ModelCore({ native: model, family, config: values, source: '', eosIds, ...(tokenizer ? { tokenizer } : {}) }));
   }

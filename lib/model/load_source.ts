@@ -9,7 +9,7 @@ import { type CoreParts, ModelCore } from './core.ts';
 import { describeModel, type Family } from './families.ts';
 import { ggufToConfig } from './gguf_config.ts';
 import { readJsonObject } from './json_file.ts';
-import type { ResolvedLoadOptions } from './load_options.ts';
+import { kStorageTypes, type ResolvedLoadOptions } from './load_options.ts';
 import { openGgufTensors, openSafetensorsFolder, openTensorFile, type TensorMap } from './tensor_source.ts';
 
 /** What a model is made from, before its native side exists. */
@@ -32,7 +32,13 @@ export async function loadSource(source: unknown, options: ResolvedLoadOptions):
   parts.native.tiedHead = settleTying(parts.tensors, parts.native.tiedHead);
   const model = call(() => native().createModel(parts.native));
   try {
-    await bindTensors(model, parts.tensors, path, options.signal, options.dtype === 'float32' ? placeAsFloat : undefined);
+    await bindTensors(
+      model,
+      parts.tensors,
+      path,
+      options.signal,
+      options.dtype === 'auto' ? undefined : placeAs(kStorageTypes[options.dtype]),
+    );
   } catch (error) {
     model.dispose();
     throw error;
@@ -93,11 +99,13 @@ function readEosIds(config: Record<string, unknown>, name: string): number[] {
   throw new LowrankError('INVALID_CONFIG', `${name}: eos_token_id is ${shown(value)}; expected a token id or a list of them`);
 }
 
-const placeAsFloat: Place = (model, slot, { file, info, unpermuteHeads }) => {
-  if (unpermuteHeads > 0 || info.dtype === 'F32') model.bind(slot, file, info.name, unpermuteHeads);
-  if (info.dtype === 'F32') return;
-  model.setTensor(slot, unpermuteHeads > 0 ? model.readParameter(slot) : file.read(info.name));
-};
+/** Converts what is stored in another type, instead of using it in its file. */
+function placeAs(dtype: 'F32' | 'BF16' | 'F16'): Place {
+  return (model, slot, { file, info, unpermuteHeads }) => {
+    model.bind(slot, file, info.name, unpermuteHeads);
+    if (info.dtype !== dtype) model.setTensor(slot, model.readParameter(slot), dtype);
+  };
+}
 
 async function exists(path: string): Promise<boolean> {
   return (await stat(path).catch(() => undefined)) !== undefined;

@@ -7,11 +7,16 @@ import { elementCount } from './tensor.ts';
  * Fills a model with Transformers' initial weights: linear layers and embeddings normal with deviation initializer_range, norms one,
  * biases zero, and the embedding of the padding token zero. Every tensor depends on the seed and its own name alone.
  */
-export async function initialiseWeights(model: NativeModel, config: Record<string, unknown>, seed: number): Promise<void> {
+export async function initialiseWeights(
+  model: NativeModel,
+  config: Record<string, unknown>,
+  seed: number,
+  dtype: 'F32' | 'BF16' | 'F16',
+): Promise<void> {
   const deviation = typeof config.initializer_range === 'number' ? config.initializer_range : 0.02;
   for (const { name, shape } of model.slots()) {
     if (name === 'lm_head.weight' && model.config.tiedHead) continue;
-    call(() => model.setTensor(name, initialValues(name, shape, deviation, seed, config.pad_token_id)));
+    call(() => model.setTensor(name, initialValues(name, shape, deviation, seed, config.pad_token_id), dtype));
     await setImmediate();
   }
   call(() => model.ready());

@@ -2,16 +2,15 @@ import { join } from 'node:path';
 import { call } from '../native.ts';
 import { writeIntoFolder } from '../train/atomic_folder.ts';
 import type { ModelCore } from './core.ts';
+import { kStorageTypes } from './load_options.ts';
 import { parseSaveOptions, type SaveOptions } from './save_options.ts';
 import { type FloatType, parseShardSize, type TensorToSave, writeJson, writeWeights } from './weights_file.ts';
-
-const kTorchNames: Record<FloatType, string> = { F32: 'float32', BF16: 'bfloat16', F16: 'float16' };
 
 /** Writes the base model in Transformers' layout: weights, config.json, generation_config.json's end tokens, tokenizer. */
 export async function saveModel(core: ModelCore, folder: string, options?: SaveOptions): Promise<void> {
   const { dtype, maxShardSize } = parseSaveOptions(options);
   const maxShardBytes = parseShardSize(maxShardSize);
-  const chosen = (Object.keys(kTorchNames) as FloatType[]).find((type) => kTorchNames[type] === dtype);
+  const chosen = dtype === 'auto' ? undefined : kStorageTypes[dtype];
   const tensors = await core.run((native) => {
     const stored = new Map(native.parameters().map((parameter) => [parameter.name, parameter.dtype]));
     const slots = native.slots().filter((slot) => stored.has(slot.name));
@@ -35,13 +34,14 @@ function floatType(stored: string | undefined): FloatType {
 
 /** The author's config.json, with what this package found out: whether the head is tied, and the type of the weights. */
 function savedConfig(core: ModelCore, tensors: TensorToSave[]): Record<string, unknown> {
-  const widest = tensors.find((tensor) => tensor.shape.length === 2)?.dtype ?? 'F32';
+  const stored = tensors.find((tensor) => tensor.shape.length === 2)?.dtype;
+  const torchNames = Object.keys(kStorageTypes) as (keyof typeof kStorageTypes)[];
   return {
     ...core.config,
     architectures: [core.family.architecture],
     model_type: core.family.modelType,
     tie_word_embeddings: core.native.config.tiedHead,
-    torch_dtype: kTorchNames[widest],
+    torch_dtype: torchNames.find((name) => kStorageTypes[name] === stored),
   };
 }
 
