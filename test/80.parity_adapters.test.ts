@@ -33,7 +33,9 @@ describe('parity with PEFT: adapters that PEFT wrote', () => {
         assert.ok(batch);
         const { gradients, tokens } = await model.lossAndGradients(batch);
         assert.equal(tokens, batch.tokens);
-        const expectedNames = [...fixture.expected.keys()].filter((key) => key.startsWith('gradient.')).map((key) => key.slice('gradient.'.length));
+        const expectedNames = [...fixture.expected.keys()]
+          .filter((key) => key.startsWith('gradient.'))
+          .map((key) => key.slice('gradient.'.length));
         assert.deepEqual([...gradients.keys()].sort(), expectedNames.sort());
         for (const [name, gradient] of gradients) {
           assertClose(`gradient of ${name}`, gradient, valuesOf(fixture.expected, `gradient.${name}`), kGradient);
@@ -41,7 +43,10 @@ describe('parity with PEFT: adapters that PEFT wrote', () => {
       });
 
       it('prints the line of print_trainable_parameters', () => {
-        assert.equal(linePrinted(() => model.printTrainableParameters()), fixture.trainableParameters);
+        assert.equal(
+          linePrinted(() => model.printTrainableParameters()),
+          fixture.trainableParameters,
+        );
       });
     });
   }

@@ -8,18 +8,18 @@ const kLoss = 1e-5;
 
 describe('parity with Transformers: logits and loss', () => {
   for (const name of parityModelNames()) {
-    const { about, batches, expected, folder } = parityModel(name);
-    describe(`${name} (${about})`, () => {
+    const fixture = parityModel(name);
+    describe(`${name} (${fixture.about})`, () => {
       let model: CausalLM;
       before(async () => {
-        model = await CausalLM.fromPretrained(folder);
+        model = await CausalLM.fromPretrained(fixture.folder);
       });
       after(() => model?.dispose());
 
-      for (const [batchName, batch] of Object.entries(batches)) {
+      for (const [batchName, batch] of Object.entries(fixture.batches)) {
         it(`gives the logits of the batch '${batchName}'`, async () => {
           const logits = maskedRows(await model.forward(batch), batch.attentionMask);
-          assertClose('logits', logits, valuesOf(expected, `logits.${batchName}`), kLogits);
+          assertClose('logits', logits, valuesOf(fixture.expected, `logits.${batchName}`), kLogits);
         });
 
         it(`gives the loss of the batch '${batchName}', a mean over its supervised tokens`, async () => {

@@ -2,16 +2,29 @@ import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { LoraTrainer, PeftModel, type TrainingStep } from '../lib/index.ts';
-import { assertClose, type ParityAdapter, parityAdapter, parityAdapterNames, readArrays, trainingRows, valuesOf } from './support/parity.ts';
+import { LoraTrainer, PeftModel, type TrainingArguments, type TrainingStep } from '../lib/index.ts';
+import {
+  assertClose,
+  type ParityAdapter,
+  parityAdapter,
+  parityAdapterNames,
+  readArrays,
+  trainingRows,
+  valuesOf,
+} from './support/parity.ts';
 
 // Twenty steps carry rounding along; the fixtures' own distance from fp64 after them is below 1e-4 of a tensor's largest value.
 const kLoss = 1e-4;
 const kGradNorm = 1e-3;
 const kTrained = 1e-3;
 
-/** Trains on the fixture's batch as one step of `rowsPerMicroBatch` rows at a time. */
-async function train(fixture: ParityAdapter, rowsPerMicroBatch: number, outputDir: string): Promise<TrainingStep[]> {
+/** Trains on the fixture's batch as one step, `rowsPerMicroBatch` rows at a time. */
+async function train(
+  fixture: ParityAdapter,
+  rowsPerMicroBatch: number,
+  outputDir: string,
+  more: TrainingArguments = {},
+): Promise<TrainingStep[]> {
   const batch = fixture.model.batches[fixture.trainedBatch];
   assert.ok(batch);
   const rows = trainingRows(batch);
@@ -26,6 +39,7 @@ async function train(fixture: ParityAdapter, rowsPerMicroBatch: number, outputDi
       saveStrategy: 'no',
       disableTqdm: true,
       loggingStrategy: 'no',
+      ...more,
     },
   });
   const steps: TrainingStep[] = [];
@@ -61,7 +75,9 @@ describe('parity with PEFT: 20 steps of AdamW with weight decay, clipping and a 
       const fixture = parityAdapter(modelName, adapterName);
       assertSteps(await train(fixture, 3, folder), fixture);
       const trained = readArrays(join(folder, 'adapter_model.safetensors'));
-      const expectedNames = [...fixture.expected.keys()].filter((key) => key.startsWith('trained.')).map((key) => key.slice('trained.'.length));
+      const expectedNames = [...fixture.expected.keys()]
+        .filter((key) => key.startsWith('trained.'))
+        .map((key) => key.slice('trained.'.length));
       assert.deepEqual([...trained.keys()].sort(), expectedNames.sort());
       for (const [name, values] of trained) assertClose(name, values, valuesOf(fixture.expected, `trained.${name}`), kTrained);
     });
@@ -70,5 +86,10 @@ describe('parity with PEFT: 20 steps of AdamW with weight decay, clipping and a 
   it('gives the same when rows of different label counts are accumulated one by one', async () => {
     const fixture = parityAdapter('llama_tied', 'all_linear');
     assertSteps(await train(fixture, 1, folder), fixture);
+  });
+
+  it('gives the same when layers are recomputed in the backward pass', async () => {
+    const fixture = parityAdapter('mistral_window', 'all_linear');
+    assertSteps(await train(fixture, 3, folder, { gradientCheckpointing: true }), fixture);
   });
 });

@@ -102,7 +102,10 @@ describe('the real SmolLM2-135M-Instruct from its GGUF, beside Transformers and 
     writeFileSync(join(adapter, 'adapter_config.json'), JSON.stringify(kInitialAdapterConfig));
     await native().writeSafetensors(join(adapter, 'adapter_model.safetensors'), initialAdapterTensors(model.config), { format: 'pt' });
     const peft = await PeftModel.fromPretrained(model, adapter, { isTrainable: true });
-    assert.equal(linePrinted(() => peft.printTrainableParameters()), expected.trainableParameters);
+    assert.equal(
+      linePrinted(() => peft.printTrainableParameters()),
+      expected.trainableParameters,
+    );
 
     const trainer = new LoraTrainer({
       model: peft,

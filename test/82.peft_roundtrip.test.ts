@@ -3,7 +3,20 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { CausalLM, getPeftModel, type LoraConfig, LoraTrainer, PeftModel } from '../lib/index.ts';
-import { assertClose, maskedRows, type ParityAdapter, type ParityBatch, parityAdapter, parityAdapterNames, parityModel, readArrays, readJson, trainingRows, type Values, valuesOf } from './support/parity.ts';
+import {
+  assertClose,
+  maskedRows,
+  type ParityAdapter,
+  type ParityBatch,
+  parityAdapter,
+  parityAdapterNames,
+  parityModel,
+  readArrays,
+  readJson,
+  trainingRows,
+  type Values,
+  valuesOf,
+} from './support/parity.ts';
 import { type PeftRequest, pythonWithPeft, runPeft } from './support/real_peft.ts';
 
 const kLogits = 1e-4;
@@ -98,7 +111,15 @@ describe(`adapters written here, loaded by real PEFT (${python ? `runs: ${python
 
   /** Runs PEFT on what was written and compares its logits with those computed here. */
   function compare(written: { name: string; model: string; adapter: string; batch: ParityBatch; logits: Values }[]): void {
-    const requests = written.map(({ model, adapter, batch }, i): PeftRequest => ({ model, adapter, inputIds: batch.inputIds, attentionMask: batch.attentionMask, output: join(folder, `logits-${i}.safetensors`) }));
+    const requests = written.map(
+      ({ model, adapter, batch }, i): PeftRequest => ({
+        model,
+        adapter,
+        inputIds: batch.inputIds,
+        attentionMask: batch.attentionMask,
+        output: join(folder, `logits-${i}.safetensors`),
+      }),
+    );
     const answers = runPeft(python as string, requests);
     written.forEach(({ name, batch, logits }, i) => {
       assert.deepEqual(answers[i], { missing: [], unexpected: [] }, name);
@@ -113,7 +134,13 @@ describe(`adapters written here, loaded by real PEFT (${python ? `runs: ${python
       const fixture = parityAdapter(modelName, adapterName);
       const adapter = join(folder, `${modelName}-${adapterName}`);
       const logits = await rewrite(fixture, adapter);
-      written.push({ name: `${adapterName} on ${modelName}`, model: fixture.model.folder, adapter, batch: batchOf(fixture.model.batches), logits });
+      written.push({
+        name: `${adapterName} on ${modelName}`,
+        model: fixture.model.folder,
+        adapter,
+        batch: batchOf(fixture.model.batches),
+        logits,
+      });
     }
     compare(written);
   });

@@ -36,7 +36,15 @@ export function initialAdapterTensors(config: Readonly<Record<string, unknown>>)
   const queries = size('num_attention_heads') * size('head_dim');
   const keys = size('num_key_value_heads') * size('head_dim');
   const ffn = size('intermediate_size');
-  const shapes = { q_proj: [queries, hidden], k_proj: [keys, hidden], v_proj: [keys, hidden], o_proj: [hidden, queries], gate_proj: [ffn, hidden], up_proj: [ffn, hidden], down_proj: [hidden, ffn] };
+  const shapes = {
+    q_proj: [queries, hidden],
+    k_proj: [keys, hidden],
+    v_proj: [keys, hidden],
+    o_proj: [hidden, queries],
+    gate_proj: [ffn, hidden],
+    up_proj: [ffn, hidden],
+    down_proj: [hidden, ffn],
+  };
   const tensors: NativeTensorData[] = [];
   for (let layer = 0; layer < size('num_hidden_layers'); ++layer) {
     kModules.forEach((module, place) => {
@@ -45,7 +53,12 @@ export function initialAdapterTensors(config: Readonly<Record<string, unknown>>)
       const name = `base_model.model.model.layers.${layer}.${block}.${module}`;
       const a = initialLoraA(layer * kModules.length + place, inFeatures);
       tensors.push({ name: `${name}.lora_A.weight`, dtype: 'F32', shape: [kRank, inFeatures], data: a });
-      tensors.push({ name: `${name}.lora_B.weight`, dtype: 'F32', shape: [outFeatures, kRank], data: new Float32Array(outFeatures * kRank) });
+      tensors.push({
+        name: `${name}.lora_B.weight`,
+        dtype: 'F32',
+        shape: [outFeatures, kRank],
+        data: new Float32Array(outFeatures * kRank),
+      });
     });
   }
   return tensors;

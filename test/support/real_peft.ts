@@ -11,7 +11,12 @@ export function pythonWithPeft(): string | undefined {
   const candidates = [process.env.LOWRANK_PYTHON, join(userCacheFolder(), 'peers', 'bin', 'python')];
   return candidates.find((python): python is string => {
     if (!python || (python.includes('/') && !existsSync(python))) return false;
-    return spawnSync(python, ['-c', 'import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, ["peft", "torch", "transformers"])))']).status === 0;
+    return (
+      spawnSync(python, [
+        '-c',
+        'import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, ["peft", "torch", "transformers"])))',
+      ]).status === 0
+    );
   });
 }
 
@@ -33,7 +38,15 @@ export interface PeftAnswer {
 /** Loads adapters with real PEFT, all in one process, and writes their logits. */
 export function runPeft(python: string, requests: PeftRequest[]): PeftAnswer[] {
   const input = requests.map((request) => `${JSON.stringify(request)}\n`).join('');
-  const { status, stdout, stderr } = spawnSync(python, [script], { input, encoding: 'utf8', env: { ...process.env, PYTHONDONTWRITEBYTECODE: '1' }, maxBuffer: 2 ** 26 });
+  const { status, stdout, stderr } = spawnSync(python, [script], {
+    input,
+    encoding: 'utf8',
+    env: { ...process.env, PYTHONDONTWRITEBYTECODE: '1' },
+    maxBuffer: 2 ** 26,
+  });
   if (status !== 0) throw new Error(`${python} ${script} ended with ${status}:\n${stderr}`);
-  return stdout.trim().split('\n').map((line) => JSON.parse(line) as PeftAnswer);
+  return stdout
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line) as PeftAnswer);
 }
