@@ -8,7 +8,7 @@ const script = fileURLToPath(new URL('../reference/load_with_peft.py', import.me
 
 /** A Python that has PEFT: LOWRANK_PYTHON, or the one of the benchmark's virtual environment; undefined where there is none. */
 export function pythonWithPeft(): string | undefined {
-  const candidates = [process.env.LOWRANK_PYTHON, join(userCacheFolder(), 'peers', 'bin', 'python')];
+  const candidates = [process.env.LOWRANK_PYTHON, join(userCacheFolder(), 'peers-venv', 'bin', 'python')];
   return candidates.find((python): python is string => {
     if (!python || (python.includes('/') && !existsSync(python))) return false;
     return (
