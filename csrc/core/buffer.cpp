@@ -1,5 +1,6 @@
 #include "core/buffer.h"
 
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
@@ -14,15 +15,38 @@ namespace lowrank {
 namespace {
 
 constexpr size_t kCacheLine = 64;
-constexpr size_t kHugePage = size_t{2} << 20;
 
-void* aligned_allocate(size_t bytes, size_t alignment) {
+#if defined(__linux__)
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr bool is_mapped(size_t bytes) { return bytes >= 2 * kHugePage; }
+
+// Fresh pages, which are zero without being written: large buffers cost nothing until they are used, on the thread that uses them.
+void* map_pages(size_t bytes) {
+  const size_t wanted = bytes + kHugePage;  // room to move to the next boundary
+  void* mapped = mmap(nullptr, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+  unsigned char* const begin = static_cast<unsigned char*>(mapped);
+  const size_t before = round_up(reinterpret_cast<uintptr_t>(begin), kHugePage) - reinterpret_cast<uintptr_t>(begin);
+  if (before > 0) munmap(begin, before);
+  munmap(begin + before + bytes, kHugePage - before);
+  madvise(begin + before, bytes, MADV_HUGEPAGE);
+  return begin + before;
+}
+#else
+constexpr size_t kHugePage = kCacheLine;
+constexpr bool is_mapped(size_t) { return false; }
+void* map_pages(size_t) { return nullptr; }
+#endif
+
+void* allocate_zeroed(size_t bytes) {
 #if defined(_WIN32)
-  return _aligned_malloc(bytes, alignment);
+  void* data = _aligned_malloc(bytes, kCacheLine);
 #else
   void* data = nullptr;
-  return posix_memalign(&data, alignment, bytes) == 0 ? data : nullptr;
+  if (posix_memalign(&data, kCacheLine, bytes) != 0) data = nullptr;
 #endif
+  if (data != nullptr) std::memset(data, 0, bytes);
+  return data;
 }
 
 }  // namespace
@@ -39,20 +63,15 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 Status Buffer::allocate(size_t bytes, const char* what) {
   reset();
   if (bytes == 0) return {};
-  const bool large = bytes >= 2 * kHugePage;
-  const size_t alignment = large ? kHugePage : kCacheLine;
-  size_t rounded;
-  if (!checked_align(bytes, alignment, &rounded)) {
+  const bool mapped = is_mapped(bytes);
+  size_t rounded, with_slack;
+  if (!checked_align(bytes, mapped ? kHugePage : kCacheLine, &rounded) || !checked_add(rounded, kHugePage, &with_slack)) {
     return error(Code::kOutOfMemory, "%s: %zu bytes is more than can be addressed", what, bytes);
   }
-  data_ = aligned_allocate(rounded, alignment);
+  data_ = mapped ? map_pages(rounded) : allocate_zeroed(rounded);
   if (data_ == nullptr) {
     return error(Code::kOutOfMemory, "%s: %zu bytes could not be allocated", what, bytes);
   }
-#if defined(__linux__)
-  if (large) madvise(data_, rounded, MADV_HUGEPAGE);
-#endif
-  std::memset(data_, 0, rounded);
   bytes_ = bytes;
   return {};
 }
@@ -64,6 +83,12 @@ Status Buffer::reserve(size_t bytes, const char* what) {
 void Buffer::reset() {
 #if defined(_WIN32)
   _aligned_free(data_);
+#elif defined(__linux__)
+  if (is_mapped(bytes_)) {
+    munmap(data_, round_up(bytes_, kHugePage));
+  } else {
+    std::free(data_);
+  }
 #else
   std::free(data_);
 #endif

@@ -1,4 +1,4 @@
-// Owned, aligned memory that can fail to be had. Large buffers lie on 2 MiB boundaries and ask for
+// Owned, aligned memory that can fail to be had. Large buffers are mapped on 2 MiB boundaries, untouched until used, and ask for
 // huge pages ("madvise" is the common setting: without the call they sit in 4 KiB pages).
 #pragma once
 
