@@ -29,35 +29,35 @@ export interface Adapter {
 }
 
 /** Adds a new adapter with initial weights, the same for the same seed. */
-export function createAdapter(core: ModelCore, name: string, config: ResolvedLoraConfig, seed: number): Adapter {
+export async function createAdapter(core: ModelCore, name: string, config: ResolvedLoraConfig, seed: number): Promise<Adapter> {
   checkName(name);
   const adapter = describe(core, name, config, kUserOptions);
   adapter.isTrainable = !config.inferenceMode;
-  attach(core.native, adapter, (model) => initialiseLora(model, name, adapter.targets.lora, config.initLoraWeights, seed));
+  await attach(core.native, adapter, (model) => initialiseLora(model, name, adapter.targets.lora, config.initLoraWeights, seed));
   return adapter;
 }
 
 /** Adds an adapter from PEFT's folder. Not `strict`: missing parameters keep their initial values, unexpected ones are left. */
-export function loadAdapter(
+export async function loadAdapter(
   core: ModelCore,
   name: string,
   folder: AdapterFolder,
   options: { isTrainable: boolean; strict: boolean },
-): Adapter {
+): Promise<Adapter> {
   checkName(name);
   const adapter = describeFile(core, name, folder);
   adapter.isTrainable = options.isTrainable;
-  const values = readAdapterWeights(folder, adapter.parameters, options.strict);
-  attach(core.native, adapter, (model) => {
-    if (!options.strict) initialiseLora(model, name, adapter.targets.lora, true, 0);
+  const values = await readAdapterWeights(folder, adapter.parameters, options.strict);
+  await attach(core.native, adapter, async (model) => {
+    if (!options.strict) await initialiseLora(model, name, adapter.targets.lora, true, 0);
     for (const [parameter, data] of values) model.writeParameter(parameter, data);
   });
   return adapter;
 }
 
 /** Sets the adapter's parameters to those of a folder that it was saved in. */
-export function restoreAdapter(core: ModelCore, adapter: Adapter, folder: AdapterFolder): void {
-  const values = readAdapterWeights(folder, adapter.parameters, true);
+export async function restoreAdapter(core: ModelCore, adapter: Adapter, folder: AdapterFolder): Promise<void> {
+  const values = await readAdapterWeights(folder, adapter.parameters, true);
   call(() => {
     for (const [parameter, data] of values) core.native.writeParameter(parameter, data);
   });
@@ -102,13 +102,11 @@ function describeFile(core: ModelCore, name: string, folder: AdapterFolder): Ada
 }
 
 /** Puts the adapter's parameters on the native model; nothing is left of it when `fill` fails. */
-function attach(model: NativeModel, adapter: Adapter, fill: (model: NativeModel) => void): void {
+async function attach(model: NativeModel, adapter: Adapter, fill: (model: NativeModel) => Promise<void>): Promise<void> {
   call(() => model.addAdapter(adapter.name, adapter.targets.lora));
   try {
-    call(() => {
-      for (const slot of [...adapter.targets.saved, ...adapter.targets.biases]) model.addOverride(adapter.name, slot);
-      fill(model);
-    });
+    for (const slot of [...adapter.targets.saved, ...adapter.targets.biases]) call(() => model.addOverride(adapter.name, slot));
+    await call(() => fill(model));
   } catch (error) {
     model.removeAdapter(adapter.name);
     throw error;

@@ -1,5 +1,6 @@
 import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 import { LowrankError } from '../errors.ts';
 import { call, type NativeTensorFile, type NativeTensorInfo } from '../native.ts';
 import { type AdapterConfig, fromAdapterConfigJson } from '../options/adapter_config.ts';
@@ -45,11 +46,11 @@ function noWeights(path: string, names: string[]): LowrankError {
  * Values of the adapter's parameters, checked: every parameter has a tensor and the reverse (unless not `strict`), shapes are those of the base and
  * the configuration, values are finite. Throws ADAPTER_MISMATCH listing what is missing and unexpected, INVALID_ADAPTER.
  */
-export function readAdapterWeights(
+export async function readAdapterWeights(
   { path, file }: AdapterFolder,
   parameters: readonly AdapterParameter[],
   strict: boolean,
-): Map<string, Float32Array> {
+): Promise<Map<string, Float32Array>> {
   const expected = new Set(parameters.map((parameter) => parameter.key));
   const found = new Map(file.tensors().map((info) => [normalisedKey(info.name, expected), info]));
   checkPairs(path, found);
@@ -66,6 +67,7 @@ export function readAdapterWeights(
   for (const parameter of parameters) {
     const info = found.get(parameter.key);
     if (info) values.set(parameter.native, readChecked(file, info, parameter.shape));
+    await setImmediate();
   }
   return values;
 }

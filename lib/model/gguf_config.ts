@@ -13,9 +13,9 @@ const kArchitectures = {
 /** Keys that change what a block computes and that these architectures do not have. */
 const kForeignKeys = ['expert_count', 'logit_scale', 'residual_scale', 'embedding_scale', 'attention.scale', 'attention.clamp_kqv'];
 
-/** config.json for the model in `file`. Throws UNSUPPORTED_MODEL and INVALID_GGUF naming the key. */
-export function ggufToConfig(file: NativeTensorFile): Record<string, unknown> {
-  const reader = new MetadataReader(file.path, file.metadata());
+/** config.json for the model in `file`; `metadata` may be given where it was read already, as it can be large. Throws UNSUPPORTED_MODEL and INVALID_GGUF naming the key. */
+export function ggufToConfig(file: NativeTensorFile, metadata = file.metadata()): Record<string, unknown> {
+  const reader = new MetadataReader(file.path, metadata);
   const tensors = new Map(file.tensors().map((tensor) => [tensor.name, tensor]));
   const kind = reader.string('general.type', 'model');
   if (kind !== 'model') throw new LowrankError('UNSUPPORTED_MODEL', `${file.path} holds ${shown(kind)}; expected a model`);

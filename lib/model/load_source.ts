@@ -84,9 +84,9 @@ async function readFolder(folder: string): Promise<Parts> {
 async function readGguf(path: string): Promise<Parts> {
   const file = openTensorFile(path);
   if (file.format !== 'gguf') throw new LowrankError('INVALID_GGUF', `${path} is a ${file.format} file; expected GGUF`);
-  const config = call(() => ggufToConfig(file));
+  const metadata = call(() => file.metadata());
+  const config = call(() => ggufToConfig(file, metadata));
   const { family, native: described } = describeModel(config);
-  const metadata = file.metadata();
   const tensors = openGgufTensors(file, described, String(metadata['general.architecture']));
   const tokenizer = metadata['tokenizer.ggml.model'] === undefined ? undefined : await Tokenizer.fromGguf(metadata);
   return { config, family, native: described, tensors, eosIds: readEosIds(config, path), tokenizer };

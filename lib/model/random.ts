@@ -1,3 +1,5 @@
+import { setImmediate } from 'node:timers/promises';
+
 /**
  * A seeded stream of random numbers (xoshiro128**, Blackman & Vigna 2018) for initial weights. A stream belongs to a seed and a name, so that
  * a tensor's values depend on nothing else: not on the order of tensors and not on which others there are.
@@ -42,18 +44,26 @@ class RandomStream {
 }
 
 /** `count` values uniform in [-bound, bound). */
-export function uniformValues(seed: number, name: string, count: number, bound: number): Float32Array {
+export function uniformValues(seed: number, name: string, count: number, bound: number): Promise<Float32Array> {
   const stream = new RandomStream(seed, name);
-  const values = new Float32Array(count);
-  for (let i = 0; i < count; ++i) values[i] = (2 * stream.next() - 1) * bound;
-  return values;
+  return draw(count, () => (2 * stream.next() - 1) * bound);
 }
 
 /** `count` normal values of mean 0. */
-export function normalValues(seed: number, name: string, count: number, deviation: number): Float32Array {
+export function normalValues(seed: number, name: string, count: number, deviation: number): Promise<Float32Array> {
   const stream = new RandomStream(seed, name);
+  return draw(count, () => stream.normal() * deviation);
+}
+
+/** Values drawn without letting the event loop turn: some milliseconds. */
+const kChunk = 1 << 17;
+
+async function draw(count: number, next: () => number): Promise<Float32Array> {
   const values = new Float32Array(count);
-  for (let i = 0; i < count; ++i) values[i] = stream.normal() * deviation;
+  for (let i = 0; i < count; ++i) {
+    values[i] = next();
+    if ((i + 1) % kChunk === 0) await setImmediate();
+  }
   return values;
 }
 

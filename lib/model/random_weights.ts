@@ -16,16 +16,17 @@ export async function initialiseWeights(
   const deviation = typeof config.initializer_range === 'number' ? config.initializer_range : 0.02;
   for (const { name, shape } of model.slots()) {
     if (name === 'lm_head.weight' && model.config.tiedHead) continue;
-    call(() => model.setTensor(name, initialValues(name, shape, deviation, seed, config.pad_token_id), dtype));
+    const values = await initialValues(name, shape, deviation, seed, config.pad_token_id);
+    call(() => model.setTensor(name, values, dtype));
     await setImmediate();
   }
   call(() => model.ready());
 }
 
-function initialValues(name: string, shape: number[], deviation: number, seed: number, padId: unknown): Float32Array {
+async function initialValues(name: string, shape: number[], deviation: number, seed: number, padId: unknown): Promise<Float32Array> {
   const count = elementCount(shape);
   if (shape.length === 1) return new Float32Array(count).fill(name.endsWith('.bias') ? 0 : 1);
-  const values = normalValues(seed, name, count, deviation);
+  const values = await normalValues(seed, name, count, deviation);
   const [, width = 0] = shape;
   if (name === 'model.embed_tokens.weight' && typeof padId === 'number') values.fill(0, padId * width, (padId + 1) * width);
   return values;
