@@ -112,6 +112,13 @@ describe('targets: what means nothing is an error that names it and the nearest 
     await getPeftModel(base, { targetModules: ['q_proj'] });
   });
 
+  it('refuses expressions and lists of patterns that no model needs', async () => {
+    await assertFails(() => getPeftModel(base, { targetModules: 'q'.repeat(1e6) }), 'INVALID_OPTION', /1000000 characters/);
+    await assertFails(() => getPeftModel(base, { targetModules: '('.repeat(9000) }), 'INVALID_OPTION', /targetModules/);
+    const rankPattern = Object.fromEntries(Array.from({ length: 1e5 }, (_, i) => [`x${i}`, 2]));
+    await assertFails(() => getPeftModel(base, { targetModules: ['q_proj'], rankPattern }), 'INVALID_OPTION', /100000 patterns/);
+  });
+
   it('matches an evil expression in linear time', async () => {
     const started = performance.now();
     await assertFails(() => getPeftModel(base, { targetModules: '(.*.*)*(.*.*)*(.*.*)*x' }), 'INVALID_OPTION', /matches no module/);

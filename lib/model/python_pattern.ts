@@ -7,6 +7,9 @@ import { LowrankError, shown } from '../errors.ts';
 /** Letters that Python's re gives a meaning after a backslash; others are errors there, though not in RE2. */
 const kPythonEscapes = 'AbBdDsSwWZafnrtvxuU0123456789';
 
+/** Compiling takes time and memory in proportion to the length; no pattern for modules comes near this. */
+const kMaxLength = 10_000;
+
 /** A Python regular expression. */
 export interface PythonPattern {
   /** re.fullmatch */
@@ -32,6 +35,7 @@ export function compilePythonPattern(pattern: string, option: string): PythonPat
 function compile(pattern: string, option: string): RE2JS {
   const refuse = (reason: string) =>
     new LowrankError('INVALID_OPTION', `${option}: found the regular expression ${shown(pattern)}, expected another: ${reason}`);
+  if (pattern.length > kMaxLength) throw refuse(`it has ${pattern.length} characters, more than ${kMaxLength}`);
   if (/\(\?(<?[=!])/.test(pattern)) throw refuse('lookahead and lookbehind are not supported');
   if (/\(\?P=/.test(pattern)) throw refuse('backreferences are not supported');
   const translated = pattern.replace(/\\(.)/gs, (sequence, letter: string) => {

@@ -3,6 +3,7 @@ import type { NativeLoraModule } from '../native.ts';
 import type { ResolvedLoraConfig } from '../options/lora_config.ts';
 import type { Family } from './families.ts';
 import { allModuleNames, type ModelModule, nothingMatched } from './modules.ts';
+import { NamePatterns } from './name_patterns.ts';
 import { compilePythonPattern } from './python_pattern.ts';
 
 // Which modules a LoraConfig means: PEFT's rules (peft/tuners/tuners_utils.py, check_target_module_exists; peft/utils/other.py,
@@ -33,8 +34,7 @@ export const kUserOptions: ConfigOrigin = { nameOption: (option) => `peftConfig.
 export function resolveTargets(config: ResolvedLoraConfig, modules: readonly ModelModule[], family: Family, origin: ConfigOrigin): Targets {
   const names = allModuleNames(modules);
   const saved = savedModules(config, modules, origin);
-  const lora = targetNames(config, modules, names, family, origin).map((module) => loraModule(module, config, origin));
-  if (origin.everyNameMustMatch) checkPatterns(config, lora, origin);
+  const lora = loraModules(targetNames(config, modules, names, family, origin), config, origin);
   const adapted = new Set(lora.map((module) => module.module));
   const biases = modules.filter(
     (module) =>
@@ -159,31 +159,15 @@ function savedModules(config: ResolvedLoraConfig, modules: readonly ModelModule[
   return modules.filter((module) => wanted.some((end) => module.name.endsWith(end)));
 }
 
-function loraModule(module: string, config: ResolvedLoraConfig, origin: ConfigOrigin): NativeLoraModule {
-  const r = patternValue(config.rankPattern, module, origin.nameOption('rankPattern')) ?? config.r;
-  const alpha = patternValue(config.alphaPattern, module, origin.nameOption('alphaPattern')) ?? config.loraAlpha;
-  return { module, r, scale: config.useRslora ? alpha / Math.sqrt(r) : alpha / r, dropout: config.loraDropout };
-}
-
-/** The value of the first key that matches the end of the module's name. */
-function patternValue(patterns: Record<string, number>, module: string, option: string): number | undefined {
-  const key = Object.keys(patterns).find((pattern) => patternMatcher(pattern, option)(module));
-  return key === undefined ? undefined : patterns[key];
-}
-
-function patternMatcher(pattern: string, option: string): Matcher {
-  const compiled = compilePythonPattern(`(.*\\.)?(${pattern})$`, option);
-  return (name) => compiled.matchStart(name) !== undefined;
-}
-
-function checkPatterns(config: ResolvedLoraConfig, lora: NativeLoraModule[], origin: ConfigOrigin): void {
-  const names = lora.map((module) => module.module);
-  for (const option of ['rankPattern', 'alphaPattern'] as const) {
-    for (const pattern of Object.keys(config[option])) {
-      if (!names.some(patternMatcher(pattern, origin.nameOption(option))))
-        throw nothingMatched(origin.nameOption(option), shown(pattern), names);
-    }
-  }
+function loraModules(names: string[], config: ResolvedLoraConfig, origin: ConfigOrigin): NativeLoraModule[] {
+  const ranks = new NamePatterns(config.rankPattern, origin.nameOption('rankPattern'));
+  const alphas = new NamePatterns(config.alphaPattern, origin.nameOption('alphaPattern'));
+  if (origin.everyNameMustMatch) for (const patterns of [ranks, alphas]) patterns.requireMatches(names);
+  return names.map((module) => {
+    const r = ranks.valueFor(module) ?? config.r;
+    const alpha = alphas.valueFor(module) ?? config.loraAlpha;
+    return { module, r, scale: config.useRslora ? alpha / Math.sqrt(r) : alpha / r, dropout: config.loraDropout };
+  });
 }
 
 /** The list that PEFT writes for a family's default or 'all-linear': ends of names where those say the same. */
