@@ -4,11 +4,11 @@
 import { mkdtempSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { writeIntoFolder } from '../lib/files/atomic_folder.ts';
+import { type FileSystem, nodeFiles, writeFileSynced } from '../lib/files/file_system.ts';
 import type { NativeAdamW, NativeLoss, NativeTrainBatch } from '../lib/native.ts';
 import { parseTrainerOptions, type TrainerOptions } from '../lib/options/trainer_options.ts';
-import { writeIntoFolder } from '../lib/train/atomic_folder.ts';
 import { evaluateBatches } from '../lib/train/evaluation.ts';
-import { type FileSystem, nodeFiles, writeFileSynced } from '../lib/train/file_system.ts';
 import type { Progress } from '../lib/train/progress.ts';
 import type { Trainable } from '../lib/train/trainable.ts';
 import { type RowList, UnitData } from '../lib/train/training_data.ts';

@@ -4,8 +4,8 @@ import { existsSync, readFileSync } from 'node:fs';
 import { appendFile, cp, mkdir, readdir, rename, rm, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LowrankError } from '../lib/errors.ts';
+import { type FileSystem, nodeFiles } from '../lib/files/file_system.ts';
 import { CheckpointStore } from '../lib/train/checkpoint.ts';
-import { type FileSystem, nodeFiles } from '../lib/train/file_system.ts';
 import { bytes, newFolder, Quadratic, Recorder, random, randomRows, type Setup, train } from './60.trainer.quadratic.ts';
 
 const code =

@@ -1,6 +1,6 @@
 import { join } from 'node:path';
+import { writeIntoFolder } from '../files/atomic_folder.ts';
 import { call } from '../native.ts';
-import { writeIntoFolder } from '../train/atomic_folder.ts';
 import type { ModelCore } from './core.ts';
 import { kStorageTypes } from './load_options.ts';
 import { parseSaveOptions, type SaveOptions } from './save_options.ts';

@@ -1,8 +1,8 @@
 import { join } from 'node:path';
 import { z } from 'zod';
 import { LowrankError } from '../errors.ts';
-import { deleteFolder, writeFolder } from './atomic_folder.ts';
-import { checksum, type FileSystem, hasCode, ioError, listFiles, nodeFiles, writeFileSynced } from './file_system.ts';
+import { deleteFolder, writeFolder } from '../files/atomic_folder.ts';
+import { checksum, type FileSystem, hasCode, ioError, listFiles, nodeFiles, writeFileSynced } from '../files/file_system.ts';
 import { type Fingerprint, hashJson } from './fingerprint.ts';
 import { fromDiskEntry, type TrainerState, toDiskEntry } from './trainer_state.ts';
 

@@ -4,7 +4,7 @@ import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { threadId } from 'node:worker_threads';
 import { LowrankError } from '../errors.ts';
-import { type FileSystem, hasCode, ioError, nodeFiles, writeFileSynced } from './file_system.ts';
+import { type FileSystem, hasCode, ioError, nodeFiles, writeFileSynced } from '../files/file_system.ts';
 
 const LOCK_NAME = '.lowrank.lock';
 const DRAFT_NAME = /^\.lowrank\.lock(-takeover)?-[0-9a-f]{8}-[0-9a-f-]{27}$/;

@@ -1,6 +1,6 @@
 import { hostname } from 'node:os';
 import { join } from 'node:path';
-import { type FileSystem, ioError, nodeFiles } from './file_system.ts';
+import { type FileSystem, ioError, nodeFiles } from '../files/file_system.ts';
 import { scalarRecord, versionRecord } from './tensorboard.ts';
 import { type LogEntry, toDiskEntry } from './trainer_state.ts';
 

@@ -1,10 +1,10 @@
 import { join, resolve } from 'node:path';
 import { LowrankError, throwIfAborted } from '../errors.ts';
+import { recoverFolders } from '../files/atomic_folder.ts';
+import { type FileSystem, nodeFiles } from '../files/file_system.ts';
 import type { ResolvedTrainingArguments } from '../options/training_arguments.ts';
-import { recoverFolders } from './atomic_folder.ts';
 import { notify, type TrainerCallback, type TrainingStep } from './callbacks.ts';
 import { type Checkpoint, CheckpointStore, type DataPosition } from './checkpoint.ts';
-import { type FileSystem, nodeFiles } from './file_system.ts';
 import { differences, type Fingerprint } from './fingerprint.ts';
 import { lockFolder } from './lock.ts';
 import type { MilestoneContext } from './milestones.ts';
