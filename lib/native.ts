@@ -109,7 +109,7 @@ export interface NativeLoraModule {
   dropout: number;
 }
 
-export interface NativeParameter {
+interface NativeParameter {
   /** `${module}.lora_A.${adapter}`, `${module}.lora_B.${adapter}`, or the tensor's name in the safetensors files. */
   name: string;
   shape: number[];
@@ -217,7 +217,7 @@ export interface NativeSession {
   dispose(): void;
 }
 
-export interface NativeSystemInfo {
+interface NativeSystemInfo {
   isa: string;
   isaLevels: string[];
   threads: number;

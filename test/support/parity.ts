@@ -131,7 +131,7 @@ export function valuesOf(values: Map<string, Values>, name: string): Values {
 }
 
 /** The largest error relative to the largest expected value, and the error's norm relative to the expected norm. */
-export function relativeErrors(actual: Float32Array, expected: Float32Array): { max: number; norm: number } {
+function relativeErrors(actual: Float32Array, expected: Float32Array): { max: number; norm: number } {
   let largest = 0;
   let largestError = 0;
   let squares = 0;
