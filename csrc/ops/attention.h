@@ -4,7 +4,8 @@
 // A sequence has q_len queries that sit at the end of its kv_len keys (q_len == kv_len in training; a KV cache has more
 // keys). Query i (counted from the sequence's start, offset by kv_len - q_len) sees keys j <= i, and with a window w > 0 only j > i - w.
 //
-// Memory is linear in T. Deterministic: fixed blocks, fixed order, any number of threads.
+// Memory is linear in T. Deterministic: fixed blocks, fixed order, any number of threads. kShapeMismatch where heads do not fit, a
+// sequence has more queries than keys, or more than 2^24 keys.
 #pragma once
 
 #include <span>
@@ -32,7 +33,7 @@ struct HeadsViewOut { float* data; size_t stride; };
 Status attention_forward(Context&, const AttentionShape&, std::span<const AttentionSequence>, HeadsView q, HeadsView k,
                          HeadsView v, HeadsViewOut o, float* lse);
 
-// Scratch the backward needs, in bytes, for `q_rows` rows of q (a fp32 dq accumulator and row sums); linear in q_rows.
+// Scratch the backward needs, in bytes, for `q_rows` rows of q: Σ_d o · do of each row and head.
 size_t attention_backward_scratch(const AttentionShape&, size_t q_rows);
 
 // dq, dk, dv are written (=), for every row that a sequence names. Sequences must not share rows.

@@ -19,7 +19,7 @@ struct Recorded {
   std::vector<float> cos, sin;  // at position length - 1
 };
 
-// Printed by LlamaRotaryEmbedding(LlamaConfig(rope_parameters=...)) at positions up to length - 1.
+// Printed by test/reference/make_rope_rows.py.
 const Recorded kRecorded[] = {
     {"default", {RopeKind::kDefault, 10000.0, 16}, 131072,
      {1.0f, 0.316227764f, 0.100000001f, 0.0316227786f, 0.00999999978f, 0.00316227786f, 0.00100000005f,
