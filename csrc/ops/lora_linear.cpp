@@ -1,5 +1,5 @@
-// Bound by the base weights' products; the attachments add r more columns to them and four products with a short side of r,
-// which read x and dy once each.
+// Bound by the base weights' products; the attachments add r more columns to them and four products
+// with a short side of r, which read x and dy once each.
 #include "ops/lora_linear.h"
 
 #include <algorithm>
@@ -14,11 +14,12 @@
 namespace lowrank {
 namespace {
 
-constexpr size_t kScaleRows = 128;       // of ds in a chunk
-constexpr size_t kBiasColumns = 256;     // of dy in a chunk
+constexpr size_t kScaleRows = 128;    // of ds in a chunk
+constexpr size_t kBiasColumns = 256;  // of dy in a chunk
 
-// Memory between the products of one call. It belongs to the calling thread, grows to the largest call and is freed when the
-// thread ends, so models may share a thread and threads may run models of their own.
+// Memory between the products of one call. It belongs to the calling thread, grows to the largest
+// call and is freed when the thread ends, so models may share a thread and threads may run models
+// of their own.
 struct Scratch {
   Buffer stacked;  // scaled A of several attachments, or the sum of their gradients
   Buffer dropped;  // [T, in]: drop(x), or what is to be dropped of dx
@@ -68,22 +69,25 @@ std::vector<Run> runs_of(std::span<const Projection> group) {
   return runs;
 }
 
-Status check(const LinearArgs& args, size_t outputs, std::span<const size_t> strides, const char* what) {
+Status check(const LinearArgs& args, size_t outputs, std::span<const size_t> strides,
+             const char* what) {
   if (outputs != args.group.size() || strides.size() != args.group.size()) {
-    return error(Code::kShapeMismatch, "lora_linear: %zu %s with %zu strides for %zu projections", outputs, what, strides.size(),
-                 args.group.size());
+    return error(Code::kShapeMismatch, "lora_linear: %zu %s with %zu strides for %zu projections",
+                 outputs, what, strides.size(), args.group.size());
   }
   if (args.x_stride < args.in) {
-    return error(Code::kShapeMismatch, "lora_linear: rows of x lie %zu apart, but hold %zu", args.x_stride, args.in);
+    return error(Code::kShapeMismatch, "lora_linear: rows of x lie %zu apart, but hold %zu",
+                 args.x_stride, args.in);
   }
   for (size_t p = 0; p < args.group.size(); ++p) {
     const Matrix& weight = args.group[p].weight;
     if (weight.cols != args.in) {
-      return error(Code::kShapeMismatch, "lora_linear: projection %zu takes %zu inputs, x has %zu", p, weight.cols, args.in);
+      return error(Code::kShapeMismatch, "lora_linear: projection %zu takes %zu inputs, x has %zu",
+                   p, weight.cols, args.in);
     }
     if (strides[p] < weight.rows) {
-      return error(Code::kShapeMismatch, "lora_linear: rows of %s %zu lie %zu apart, but hold %zu", what, p, strides[p],
-                   weight.rows);
+      return error(Code::kShapeMismatch, "lora_linear: rows of %s %zu lie %zu apart, but hold %zu",
+                   what, p, strides[p], weight.rows);
     }
   }
   if (lora_rank_sum(args.group) > 0 && args.s == nullptr) {
@@ -92,10 +96,13 @@ Status check(const LinearArgs& args, size_t outputs, std::span<const size_t> str
   return {};
 }
 
-Matrix floats(const float* data, size_t rows, size_t cols) { return matrix(data, DType::kF32, rows, cols); }
+Matrix floats(const float* data, size_t rows, size_t cols) {
+  return matrix(data, DType::kF32, rows, cols);
+}
 
 // rows[t, begin + i] *= scale of the attachment that owns the column.
-void scale_columns(Context& context, std::span<const Projection> group, size_t tokens, size_t ranks, float* rows) {
+void scale_columns(Context& context, std::span<const Projection> group, size_t tokens, size_t ranks,
+                   float* rows) {
   context.pool.parallel(ceil_div(tokens, kScaleRows), [&](size_t chunk, size_t) {
     const size_t begin = chunk * kScaleRows, end = std::min(tokens, begin + kScaleRows);
     for_each_attachment(group, [&](const Attached& attached) {
@@ -114,20 +121,25 @@ Status project_few(Context& context, const LinearArgs& args, size_t ranks, Scrat
   scratch.parts.clear();
   for_each_attachment(args.group, [&](const Attached& attached) {
     const LoraAttachment& lora = *attached.lora;
-    scratch.terms.push_back({args.x, args.x_stride, 1, floats(lora.a, lora.r, args.in), true, args.in});
+    scratch.terms.push_back(
+        {args.x, args.x_stride, 1, floats(lora.a, lora.r, args.in), true, args.in});
   });
   size_t index = 0;
   for_each_attachment(args.group, [&](const Attached& attached) {
-    scratch.parts.push_back({args.s + attached.offset, ranks, attached.lora->r, {&scratch.terms[index++], 1}});
+    scratch.parts.push_back(
+        {args.s + attached.offset, ranks, attached.lora->r, {&scratch.terms[index++], 1}});
   });
   LR_RETURN_IF_ERROR(gemm(context, args.tokens, scratch.parts));
   scale_columns(context, args.group, args.tokens, ranks, args.s);
   return {};
 }
 
-// s = scale · drop(x) · Aᵀ for a run, whose A are stacked and scaled first: one pass over x, full panels.
-Status project_run(Context& context, const LinearArgs& args, const Run& run, size_t ranks, Scratch& scratch) {
-  LR_RETURN_IF_ERROR(scratch.stacked.reserve(run.ranks * args.in * sizeof(float), "stacked LoRA matrices"));
+// s = scale · drop(x) · Aᵀ for a run, whose A are stacked and scaled first: one pass over x, full
+// panels.
+Status project_run(Context& context, const LinearArgs& args, const Run& run, size_t ranks,
+                   Scratch& scratch) {
+  LR_RETURN_IF_ERROR(
+      scratch.stacked.reserve(run.ranks * args.in * sizeof(float), "stacked LoRA matrices"));
   float* stacked = scratch.stacked.as<float>();
   float* out = stacked;
   for (const Attached& attached : run.members) {
@@ -139,28 +151,34 @@ Status project_run(Context& context, const LinearArgs& args, const Run& run, siz
   size_t x_stride = args.x_stride;
   if (run.dropped()) {
     const LoraAttachment& lora = *run.members.front().lora;
-    LR_RETURN_IF_ERROR(scratch.dropped.reserve(args.tokens * args.in * sizeof(float), "inputs after dropout"));
-    LR_RETURN_IF_ERROR(dropout_apply(context, x, x_stride, args.tokens, args.in, lora.dropout, args.seed, lora.module,
-                                     scratch.dropped.as<float>(), args.in, false));
+    LR_RETURN_IF_ERROR(
+        scratch.dropped.reserve(args.tokens * args.in * sizeof(float), "inputs after dropout"));
+    LR_RETURN_IF_ERROR(dropout_apply(context, x, x_stride, args.tokens, args.in, lora.dropout,
+                                     args.seed, lora.module, scratch.dropped.as<float>(), args.in,
+                                     false));
     x = scratch.dropped.as<float>();
     x_stride = args.in;
   }
-  return gemm(context, args.tokens, {x, x_stride, 1, floats(stacked, run.ranks, args.in), true, args.in},
+  return gemm(context, args.tokens,
+              {x, x_stride, 1, floats(stacked, run.ranks, args.in), true, args.in},
               args.s + run.offset(), ranks, run.ranks, false);
 }
 
 // dA += dsᵀ · drop(x) for a run, and dx += drop'(ds · A) where it has dropout.
-Status run_backward(Context& context, const LinearArgs& args, const Run& run, size_t ranks, float* dx, size_t dx_stride,
-                    Scratch& scratch) {
+Status run_backward(Context& context, const LinearArgs& args, const Run& run, size_t ranks,
+                    float* dx, size_t dx_stride, Scratch& scratch) {
   const float* ds = scratch.ds.as<float>() + run.offset();
-  const bool trained = std::any_of(run.members.begin(), run.members.end(),
-                                   [](const Attached& attached) { return attached.lora->grad_a != nullptr; });
+  const bool trained =
+      std::any_of(run.members.begin(), run.members.end(),
+                  [](const Attached& attached) { return attached.lora->grad_a != nullptr; });
   if (!run.dropped()) {
     if (!trained) return {};
-    LR_RETURN_IF_ERROR(scratch.stacked.reserve(run.ranks * args.in * sizeof(float), "stacked LoRA gradients"));
+    LR_RETURN_IF_ERROR(
+        scratch.stacked.reserve(run.ranks * args.in * sizeof(float), "stacked LoRA gradients"));
     float* sum = scratch.stacked.as<float>();
     const Matrix x{args.x, DType::kF32, args.tokens, args.in, args.x_stride * sizeof(float)};
-    LR_RETURN_IF_ERROR(gemm(context, run.ranks, {ds, 1, ranks, x, false, args.tokens}, sum, args.in, args.in, false));
+    LR_RETURN_IF_ERROR(gemm(context, run.ranks, {ds, 1, ranks, x, false, args.tokens}, sum, args.in,
+                            args.in, false));
     for (const Attached& attached : run.members) {
       float* grad = attached.lora->grad_a;
       const size_t n = attached.lora->r * args.in;
@@ -171,34 +189,42 @@ Status run_backward(Context& context, const LinearArgs& args, const Run& run, si
   }
 
   const LoraAttachment& lora = *run.members.front().lora;
-  LR_RETURN_IF_ERROR(scratch.dropped.reserve(args.tokens * args.in * sizeof(float), "inputs after dropout"));
+  LR_RETURN_IF_ERROR(
+      scratch.dropped.reserve(args.tokens * args.in * sizeof(float), "inputs after dropout"));
   float* dropped = scratch.dropped.as<float>();
   if (trained) {
-    LR_RETURN_IF_ERROR(dropout_apply(context, args.x, args.x_stride, args.tokens, args.in, lora.dropout, args.seed, lora.module,
-                                     dropped, args.in, false));
-    LR_RETURN_IF_ERROR(gemm_tn(context, lora.r, args.in, args.tokens, ds, ranks, dropped, args.in, lora.grad_a, args.in, false));
+    LR_RETURN_IF_ERROR(dropout_apply(context, args.x, args.x_stride, args.tokens, args.in,
+                                     lora.dropout, args.seed, lora.module, dropped, args.in,
+                                     false));
+    LR_RETURN_IF_ERROR(gemm_tn(context, lora.r, args.in, args.tokens, ds, ranks, dropped, args.in,
+                               lora.grad_a, args.in, false));
   }
   if (dx == nullptr) return {};
-  LR_RETURN_IF_ERROR(gemm(context, args.tokens, {ds, ranks, 1, floats(lora.a, lora.r, args.in), false, lora.r}, dropped, args.in,
-                          args.in, false));
-  return dropout_apply(context, dropped, args.in, args.tokens, args.in, lora.dropout, args.seed, lora.module, dx, dx_stride, true);
+  LR_RETURN_IF_ERROR(gemm(context, args.tokens,
+                          {ds, ranks, 1, floats(lora.a, lora.r, args.in), false, lora.r}, dropped,
+                          args.in, args.in, false));
+  return dropout_apply(context, dropped, args.in, args.tokens, args.in, lora.dropout, args.seed,
+                       lora.module, dx, dx_stride, true);
 }
 
 // ds = scale · dy · B for all attachments.
-Status ds_forward(Context& context, const LinearArgs& args, std::span<const float* const> dy, std::span<const size_t> dy_stride,
-                  size_t ranks, Scratch& scratch) {
-  LR_RETURN_IF_ERROR(scratch.ds.reserve(args.tokens * ranks * sizeof(float), "gradients of LoRA's inner activations"));
+Status ds_forward(Context& context, const LinearArgs& args, std::span<const float* const> dy,
+                  std::span<const size_t> dy_stride, size_t ranks, Scratch& scratch) {
+  LR_RETURN_IF_ERROR(scratch.ds.reserve(args.tokens * ranks * sizeof(float),
+                                        "gradients of LoRA's inner activations"));
   float* ds = scratch.ds.as<float>();
   scratch.terms.clear();
   scratch.parts.clear();
   for_each_attachment(args.group, [&](const Attached& attached) {
     const size_t out = args.group[attached.projection].weight.rows;
     const LoraAttachment& lora = *attached.lora;
-    scratch.terms.push_back({dy[attached.projection], dy_stride[attached.projection], 1, floats(lora.b, out, lora.r), false, out});
+    scratch.terms.push_back({dy[attached.projection], dy_stride[attached.projection], 1,
+                             floats(lora.b, out, lora.r), false, out});
   });
   size_t index = 0;
   for_each_attachment(args.group, [&](const Attached& attached) {
-    scratch.parts.push_back({ds + attached.offset, ranks, attached.lora->r, {&scratch.terms[index++], 1}});
+    scratch.parts.push_back(
+        {ds + attached.offset, ranks, attached.lora->r, {&scratch.terms[index++], 1}});
   });
   LR_RETURN_IF_ERROR(gemm(context, args.tokens, scratch.parts));
   scale_columns(context, args.group, args.tokens, ranks, ds);
@@ -206,7 +232,8 @@ Status ds_forward(Context& context, const LinearArgs& args, std::span<const floa
 }
 
 // dbias += Σ_t dy, in token order.
-void bias_backward(Context& context, const float* dy, size_t dy_stride, size_t tokens, size_t out, float* grad) {
+void bias_backward(Context& context, const float* dy, size_t dy_stride, size_t tokens, size_t out,
+                   float* grad) {
   context.pool.parallel(ceil_div(out, kBiasColumns), [&](size_t chunk, size_t) {
     const size_t begin = chunk * kBiasColumns, n = std::min(kBiasColumns, out - begin);
     float sum[kBiasColumns] = {};
@@ -220,8 +247,8 @@ void bias_backward(Context& context, const float* dy, size_t dy_stride, size_t t
 
 // dx (+)= Σ_p dy_p·W_p + Σ ds·A over the attachments without dropout.
 Status input_backward(Context& context, const LinearArgs& args, std::span<const float* const> dy,
-                      std::span<const size_t> dy_stride, size_t ranks, float* dx, size_t dx_stride, bool accumulate,
-                      Scratch& scratch) {
+                      std::span<const size_t> dy_stride, size_t ranks, float* dx, size_t dx_stride,
+                      bool accumulate, Scratch& scratch) {
   scratch.terms.clear();
   for (size_t p = 0; p < args.group.size(); ++p) {
     const Matrix& weight = args.group[p].weight;
@@ -230,7 +257,8 @@ Status input_backward(Context& context, const LinearArgs& args, std::span<const 
   for_each_attachment(args.group, [&](const Attached& attached) {
     const LoraAttachment& lora = *attached.lora;
     if (lora.dropout > 0) return;
-    scratch.terms.push_back({scratch.ds.as<float>() + attached.offset, ranks, 1, floats(lora.a, lora.r, args.in), false, lora.r});
+    scratch.terms.push_back({scratch.ds.as<float>() + attached.offset, ranks, 1,
+                             floats(lora.a, lora.r, args.in), false, lora.r});
   });
   const GemmPart part{dx, dx_stride, args.in, scratch.terms, nullptr, accumulate};
   return gemm(context, args.tokens, {&part, 1});
@@ -246,19 +274,21 @@ size_t lora_rank_sum(std::span<const Projection> group) {
   return sum;
 }
 
-Status lora_linear_forward(Context& context, const LinearArgs& args, std::span<float* const> y, std::span<const size_t> y_stride,
-                           bool accumulate) {
+Status lora_linear_forward(Context& context, const LinearArgs& args, std::span<float* const> y,
+                           std::span<const size_t> y_stride, bool accumulate) {
   LR_RETURN_IF_ERROR(check(args, y.size(), y_stride, "y"));
   if (args.tokens == 0) return {};
   Scratch& scratch = thread_scratch();
   const size_t ranks = lora_rank_sum(args.group);
   if (ranks > 0) {
     const std::vector<Run> runs = runs_of(args.group);
-    const bool dropout = std::any_of(runs.begin(), runs.end(), [](const Run& run) { return run.dropped(); });
+    const bool dropout =
+        std::any_of(runs.begin(), runs.end(), [](const Run& run) { return run.dropped(); });
     if (args.tokens <= kGemmMaxDotRows && !dropout) {
       LR_RETURN_IF_ERROR(project_few(context, args, ranks, scratch));
     } else {
-      for (const Run& run : runs) LR_RETURN_IF_ERROR(project_run(context, args, run, ranks, scratch));
+      for (const Run& run : runs)
+        LR_RETURN_IF_ERROR(project_run(context, args, run, ranks, scratch));
     }
   }
 
@@ -273,20 +303,24 @@ Status lora_linear_forward(Context& context, const LinearArgs& args, std::span<f
     const size_t out = projection.weight.rows, first = scratch.terms.size();
     scratch.terms.push_back({args.x, args.x_stride, 1, projection.weight, true, args.in});
     for (const LoraAttachment& lora : projection.loras) {
-      scratch.terms.push_back({args.s + offset, ranks, 1, floats(lora.b, out, lora.r), true, lora.r});
+      scratch.terms.push_back(
+          {args.s + offset, ranks, 1, floats(lora.b, out, lora.r), true, lora.r});
       offset += lora.r;
     }
-    const std::span<const GemmTerm> terms(scratch.terms.data() + first, scratch.terms.size() - first);
+    const std::span<const GemmTerm> terms(scratch.terms.data() + first,
+                                          scratch.terms.size() - first);
     scratch.parts.push_back({y[p], y_stride[p], out, terms, projection.bias, accumulate});
   }
   return gemm(context, args.tokens, scratch.parts);
 }
 
-Status lora_linear_backward(Context& context, const LinearArgs& args, std::span<const float* const> dy,
-                            std::span<const size_t> dy_stride, float* dx, size_t dx_stride, bool accumulate_dx) {
+Status lora_linear_backward(Context& context, const LinearArgs& args,
+                            std::span<const float* const> dy, std::span<const size_t> dy_stride,
+                            float* dx, size_t dx_stride, bool accumulate_dx) {
   LR_RETURN_IF_ERROR(check(args, dy.size(), dy_stride, "dy"));
   if (dx != nullptr && dx_stride < args.in) {
-    return error(Code::kShapeMismatch, "lora_linear: rows of dx lie %zu apart, but hold %zu", dx_stride, args.in);
+    return error(Code::kShapeMismatch, "lora_linear: rows of dx lie %zu apart, but hold %zu",
+                 dx_stride, args.in);
   }
   if (args.tokens == 0) return {};
   Scratch& scratch = thread_scratch();
@@ -300,21 +334,23 @@ Status lora_linear_backward(Context& context, const LinearArgs& args, std::span<
     for (const LoraAttachment& lora : projection.loras) {
       needs_ds |= lora.grad_a != nullptr;
       if (lora.grad_b != nullptr) {
-        LR_RETURN_IF_ERROR(gemm_tn(context, lora.r, out, args.tokens, args.s + offset, ranks, dy[p], dy_stride[p], lora.grad_b,
-                                   lora.r, true));
+        LR_RETURN_IF_ERROR(gemm_tn(context, lora.r, out, args.tokens, args.s + offset, ranks, dy[p],
+                                   dy_stride[p], lora.grad_b, lora.r, true));
       }
       offset += lora.r;
     }
     if (projection.grad_weight != nullptr) {
-      LR_RETURN_IF_ERROR(gemm_tn(context, out, args.in, args.tokens, dy[p], dy_stride[p], args.x, args.x_stride,
-                                 projection.grad_weight, args.in, false));
+      LR_RETURN_IF_ERROR(gemm_tn(context, out, args.in, args.tokens, dy[p], dy_stride[p], args.x,
+                                 args.x_stride, projection.grad_weight, args.in, false));
     }
-    if (projection.grad_bias != nullptr) bias_backward(context, dy[p], dy_stride[p], args.tokens, out, projection.grad_bias);
+    if (projection.grad_bias != nullptr)
+      bias_backward(context, dy[p], dy_stride[p], args.tokens, out, projection.grad_bias);
   }
 
   if (needs_ds) LR_RETURN_IF_ERROR(ds_forward(context, args, dy, dy_stride, ranks, scratch));
   if (dx != nullptr) {
-    LR_RETURN_IF_ERROR(input_backward(context, args, dy, dy_stride, ranks, dx, dx_stride, accumulate_dx, scratch));
+    LR_RETURN_IF_ERROR(
+        input_backward(context, args, dy, dy_stride, ranks, dx, dx_stride, accumulate_dx, scratch));
   }
   if (!needs_ds) return {};
   for (const Run& run : runs_of(args.group)) {

@@ -1,9 +1,9 @@
-// Every storage type against the gguf package's own values, bit for bit, at every level and for any cut of columns.
+// Every storage type against the gguf package's own values, bit for bit, at every level and for any
+// cut of columns.
 //   ops_dequantize [folder of fixtures, made by test/reference/make_dequant_fixture.py]
-#include "ops/dequantize.h"
-
 #include <cstring>
 
+#include "ops/dequantize.h"
 #include "reference.h"
 
 using namespace lowrank;
@@ -24,8 +24,10 @@ bool read_fixture(const std::string& folder, DType type, Fixture* fixture) {
   if (!expect(file != nullptr, "cannot open %s", path.c_str())) return false;
   fixture->stored.resize(kRows * row_bytes(type, kColumns));
   fixture->values.resize(kRows * kColumns);
-  const bool whole = std::fread(fixture->stored.data(), 1, fixture->stored.size(), file) == fixture->stored.size() &&
-                     std::fread(fixture->values.data(), 4, fixture->values.size(), file) == fixture->values.size() &&
+  const bool whole = std::fread(fixture->stored.data(), 1, fixture->stored.size(), file) ==
+                         fixture->stored.size() &&
+                     std::fread(fixture->values.data(), 4, fixture->values.size(), file) ==
+                         fixture->values.size() &&
                      std::fgetc(file) == EOF;
   std::fclose(file);
   return expect(whole, "%s is not as long as it should be", path.c_str());
@@ -36,7 +38,8 @@ bool same_bits(const float* got, const float* want, size_t n, const char* what, 
     uint32_t a, b;
     std::memcpy(&a, got + i, 4);
     std::memcpy(&b, want + i, 4);
-    if (!expect(a == b, "%s [%zu]: %.9g instead of %.9g", what, at + i, got[i], want[i])) return false;
+    if (!expect(a == b, "%s [%zu]: %.9g instead of %.9g", what, at + i, got[i], want[i]))
+      return false;
   }
   return true;
 }
@@ -51,10 +54,12 @@ void test_type(DType type, const Fixture& fixture) {
 
     Random random(test_seed());
     for (int i = 0; i < 50; ++i) {
-      const size_t begin = random.below(kColumns), n = 1 + random.below(kColumns - begin), row = random.below(kRows);
+      const size_t begin = random.below(kColumns), n = 1 + random.below(kColumns - begin),
+                   row = random.below(kRows);
       std::vector<float> cut(n + 1, 7);
       context.kernels.gemm.dequantize(w, row, 1, begin, n, cut.data(), n);
-      same_bits(cut.data(), &fixture.values[row * kColumns + begin], n, (what + ", a cut").c_str(), row * kColumns + begin);
+      same_bits(cut.data(), &fixture.values[row * kColumns + begin], n, (what + ", a cut").c_str(),
+                row * kColumns + begin);
       expect(cut[n] == 7, "%s: wrote past a cut of [%zu, +%zu)", what.c_str(), begin, n);
     }
   });
@@ -64,8 +69,10 @@ void test_errors() {
   for_each_level(1, [](Context& context, const char*) {
     float out[512];
     const unsigned char bytes[512] = {};
-    expect_code(dequantize(context, {bytes, DType::kI32, 1, 4, 16}, out), Code::kUnsupportedQuantization, "integers");
-    expect_code(dequantize(context, {bytes, DType::kQ4_K, 1, 128, 144}, out), Code::kShapeMismatch, "half a block");
+    expect_code(dequantize(context, {bytes, DType::kI32, 1, 4, 16}, out),
+                Code::kUnsupportedQuantization, "integers");
+    expect_code(dequantize(context, {bytes, DType::kQ4_K, 1, 128, 144}, out), Code::kShapeMismatch,
+                "half a block");
     expect_ok(dequantize(context, {nullptr, DType::kQ4_K, 0, 256, 144}, nullptr), "no rows");
   });
 }
@@ -77,7 +84,8 @@ int main(int argc, char** argv) {
   for (size_t i = 0; i < static_cast<size_t>(DType::kCount); ++i) {
     const DType type = static_cast<DType>(i);
     Fixture fixture;
-    if (dtype_info(type).is_weight && read_fixture(folder, type, &fixture)) test_type(type, fixture);
+    if (dtype_info(type).is_weight && read_fixture(folder, type, &fixture))
+      test_type(type, fixture);
   }
   test_errors();
   return finish();

@@ -1,13 +1,14 @@
-// gemm and gemm_tn against sums in double precision over random odd shapes, every storage type, strides, several terms and
-// parts; the same bits for any number of threads; guard values around C untouched.
-//   |error| <= 1e-6 * Σ|a||b|: a chain of K fp32 roundings, at worst K * 6e-8 of the sum of magnitudes, in practice its root.
-#include "ops/gemm.h"
-
+// gemm and gemm_tn against sums in double precision over random odd shapes, every storage type,
+// strides, several terms and parts; the same bits for any number of threads; guard values around C
+// untouched.
+//   |error| <= 1e-6 * Σ|a||b|: a chain of K fp32 roundings, at worst K * 6e-8 of the sum of
+//   magnitudes, in practice its root.
 #include <cstring>
 #include <memory>
 
 #include "core/half.h"
 #include "ops/dequantize.h"
+#include "ops/gemm.h"
 #include "reference.h"
 
 using namespace lowrank;
@@ -27,16 +28,25 @@ struct Weight {
 
 bool is_scale_byte(DType type, size_t offset) {
   switch (type) {
-    case DType::kQ4_1: case DType::kQ5_1: case DType::kQ4_K: case DType::kQ5_K: return offset < 4;
-    case DType::kQ2_K: return offset >= 80;
-    case DType::kQ3_K: return offset >= 108;
-    case DType::kQ6_K: return offset >= 208;
-    default: return offset < 2;
+    case DType::kQ4_1:
+    case DType::kQ5_1:
+    case DType::kQ4_K:
+    case DType::kQ5_K:
+      return offset < 4;
+    case DType::kQ2_K:
+      return offset >= 80;
+    case DType::kQ3_K:
+      return offset >= 108;
+    case DType::kQ6_K:
+      return offset >= 208;
+    default:
+      return offset < 2;
   }
 }
 
 // Rows lie `gap` bytes further apart than they need.
-std::unique_ptr<Weight> random_weight(Context& context, Random& random, DType type, size_t rows, size_t cols, size_t gap) {
+std::unique_ptr<Weight> random_weight(Context& context, Random& random, DType type, size_t rows,
+                                      size_t cols, size_t gap) {
   auto weight = std::make_unique<Weight>();
   const DTypeInfo& info = dtype_info(type);
   const size_t stride = row_bytes(type, cols) + gap;
@@ -56,7 +66,8 @@ std::unique_ptr<Weight> random_weight(Context& context, Random& random, DType ty
       }
       continue;
     }
-    for (size_t block = 0; block < cols / info.block_elements; ++block) {  // scales are small and finite
+    for (size_t block = 0; block < cols / info.block_elements;
+         ++block) {  // scales are small and finite
       unsigned char* bytes = row + block * info.block_bytes;
       for (size_t i = 0; i + 1 < info.block_bytes; ++i) {
         if (!is_scale_byte(type, i) || !is_scale_byte(type, i + 1) || (i & 1)) continue;
@@ -72,7 +83,8 @@ std::unique_ptr<Weight> random_weight(Context& context, Random& random, DType ty
 }
 
 size_t odd_size(Random& random) {
-  constexpr size_t kSizes[] = {1, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 65, 96, 100, 127, 145, 200, 257};
+  constexpr size_t kSizes[] = {1,  1,  2,  3,  4,  5,  7,  8,  9,   15,  16,  17,  31,
+                               32, 33, 47, 48, 49, 63, 65, 96, 100, 127, 145, 200, 257};
   return kSizes[random.below(std::size(kSizes))];
 }
 
@@ -96,14 +108,16 @@ struct Part {
   std::vector<double> want, tolerance;  // [m, n]
 };
 
-Term random_term(Context& context, Random& random, DType type, size_t m, size_t n, size_t k, bool transposed, bool rows_only) {
+Term random_term(Context& context, Random& random, DType type, size_t m, size_t n, size_t k,
+                 bool transposed, bool rows_only) {
   Term term;
   term.k = k;
   term.transposed = transposed;
   const size_t gap = random.coin() ? 0 : dtype_info(type).block_bytes * random.below(3);
   term.weight = random_weight(context, random, type, transposed ? n : k, transposed ? k : n, gap);
   const size_t pad = random.below(4);
-  const bool strided = !rows_only && random.below(4) == 0;  // A as the transpose of a row-major matrix
+  const bool strided =
+      !rows_only && random.below(4) == 0;  // A as the transpose of a row-major matrix
   term.a_row = strided ? 1 : k + pad;
   term.a_col = strided ? m + pad : 1;
   term.a = random.normals((strided ? k : m) * (strided ? term.a_col : term.a_row) + 1);
@@ -114,15 +128,19 @@ Part random_part(Context& context, Random& random, DType type, size_t m, bool de
   Part part;
   const DTypeInfo& info = dtype_info(type);
   const auto fitting = [&](size_t size) {  // a size along the rows of this type
-    return info.block_elements == 1 ? size : (1 + size % (info.block_elements == 32 ? 9 : 2)) * info.block_elements;
+    return info.block_elements == 1
+               ? size
+               : (1 + size % (info.block_elements == 32 ? 9 : 2)) * info.block_elements;
   };
   const bool transposed = decoding || random.coin();
   const bool deep = random.below(4) == 0;  // over the cuts of K
   const size_t k = deep ? 700 + 32 * random.below(40) + random.below(3) : odd_size(random);
   part.n = transposed ? odd_size(random) : fitting(odd_size(random));
-  part.terms.push_back(random_term(context, random, type, m, part.n, transposed ? fitting(k) : k, transposed, decoding));
+  part.terms.push_back(random_term(context, random, type, m, part.n, transposed ? fitting(k) : k,
+                                   transposed, decoding));
   for (size_t extra = random.below(3); extra > 0; --extra) {
-    part.terms.push_back(random_term(context, random, DType::kF32, m, part.n, random.below(20), decoding || random.coin(), decoding));
+    part.terms.push_back(random_term(context, random, DType::kF32, m, part.n, random.below(20),
+                                     decoding || random.coin(), decoding));
   }
   part.ldc = part.n + random.below(5);
   part.accumulate = random.coin();
@@ -143,7 +161,8 @@ void fill_reference(Part& part, size_t m) {
       }
       for (const Term& term : part.terms) {
         for (size_t k = 0; k < term.k; ++k) {
-          const double product = static_cast<double>(term.a[i * term.a_row + k * term.a_col]) * term.b(k, j);
+          const double product =
+              static_cast<double>(term.a[i * term.a_row + k * term.a_col]) * term.b(k, j);
           sum += product;
           magnitude += std::fabs(product);
         }
@@ -154,8 +173,10 @@ void fill_reference(Part& part, size_t m) {
   }
 }
 
-void check_parts(Context& context, const char* level, DType type, size_t m, std::vector<Part>& parts) {
-  const std::string what = std::string("gemm ") + level + " " + dtype_info(type).name + " m=" + std::to_string(m);
+void check_parts(Context& context, const char* level, DType type, size_t m,
+                 std::vector<Part>& parts) {
+  const std::string what =
+      std::string("gemm ") + level + " " + dtype_info(type).name + " m=" + std::to_string(m);
   std::vector<std::vector<float>> outputs;  // of each thread count
   for (size_t threads : {1, 2, 3, 7}) {
     ThreadPool pool(threads);
@@ -173,7 +194,8 @@ void check_parts(Context& context, const char* level, DType type, size_t m, std:
     }
     for (size_t p = 0; p < parts.size(); ++p) {
       Part& part = parts[p];
-      views.push_back({c[p].data(), part.ldc, part.n, part.views, part.bias.empty() ? nullptr : part.bias.data(), part.accumulate});
+      views.push_back({c[p].data(), part.ldc, part.n, part.views,
+                       part.bias.empty() ? nullptr : part.bias.data(), part.accumulate});
     }
     if (!expect_ok(gemm(with_threads, m, views), what.c_str())) return;
     std::vector<float> all;
@@ -188,16 +210,19 @@ void check_parts(Context& context, const char* level, DType type, size_t m, std:
           }
           all.push_back(got);
           const size_t index = i * part.n + j;
-          const std::string where = what + " n=" + std::to_string(part.n) + " terms=" + std::to_string(part.terms.size()) +
-                                    " k=" + std::to_string(part.terms[0].k) + (part.terms[0].transposed ? " transposed" : "");
-          if (!expect_near(got, part.want[index], part.tolerance[index], where.c_str(), index)) return;
+          const std::string where = what + " n=" + std::to_string(part.n) +
+                                    " terms=" + std::to_string(part.terms.size()) +
+                                    " k=" + std::to_string(part.terms[0].k) +
+                                    (part.terms[0].transposed ? " transposed" : "");
+          if (!expect_near(got, part.want[index], part.tolerance[index], where.c_str(), index))
+            return;
         }
       }
       if (!expect(c[p].back() == kGuard, "%s: wrote past C", what.c_str())) return;
     }
     outputs.push_back(all);
-    expect(std::memcmp(outputs[0].data(), all.data(), all.size() * sizeof(float)) == 0, "%s: %zu threads give other bits",
-           what.c_str(), threads);
+    expect(std::memcmp(outputs[0].data(), all.data(), all.size() * sizeof(float)) == 0,
+           "%s: %zu threads give other bits", what.c_str(), threads);
   }
 }
 
@@ -210,7 +235,8 @@ void test_random_shapes(Context& context, const char* level) {
       const bool decoding = round < 2;
       const size_t m = decoding ? 1 + random.below(8) : odd_size(random);
       std::vector<Part> parts;
-      for (size_t count = 1 + random.below(3); count > 0; --count) parts.push_back(random_part(context, random, type, m, decoding));
+      for (size_t count = 1 + random.below(3); count > 0; --count)
+        parts.push_back(random_part(context, random, type, m, decoding));
       for (Part& part : parts) fill_reference(part, m);
       check_parts(context, level, type, m, parts);
     }
@@ -227,13 +253,15 @@ void test_rows_are_independent(Context& context, const char* level) {
   const GemmTerm term{a.data(), k, 1, weight->matrix, true, k};
   expect_ok(gemm(context, m, term, whole.data(), n, n, false), "gemm");
   expect_ok(gemm(context, 13, term, first.data(), n, n, false), "gemm");
-  expect(std::memcmp(whole.data(), first.data(), 13 * n * sizeof(float)) == 0, "%s: rows depend on how many there are", level);
+  expect(std::memcmp(whole.data(), first.data(), 13 * n * sizeof(float)) == 0,
+         "%s: rows depend on how many there are", level);
 }
 
 void test_tn(Context& context, const char* level) {
   Random random(test_seed() + 2);
   for (int round = 0; round < 40; ++round) {
-    const size_t m = odd_size(random), n = odd_size(random), t = random.below(4) == 0 ? 1100 : odd_size(random);
+    const size_t m = odd_size(random), n = odd_size(random),
+                 t = random.below(4) == 0 ? 1100 : odd_size(random);
     const size_t lda = m + random.below(3), ldb = n + random.below(3);
     const bool transposed = random.coin();
     const size_t ldc = (transposed ? m : n) + random.below(3);
@@ -244,7 +272,9 @@ void test_tn(Context& context, const char* level) {
       ThreadPool pool(threads);
       Context with_threads{pool, context.kernels};
       std::vector<float> out = c;
-      expect_ok(gemm_tn(with_threads, m, n, t, a.data(), lda, b.data(), ldb, out.data(), ldc, transposed), "gemm_tn");
+      expect_ok(
+          gemm_tn(with_threads, m, n, t, a.data(), lda, b.data(), ldb, out.data(), ldc, transposed),
+          "gemm_tn");
       if (threads == 1) reference = out;
       expect(out == reference, "gemm_tn %s: %zu threads give other bits", level, threads);
     }
@@ -262,8 +292,9 @@ void test_tn(Context& context, const char* level) {
         want[at] += sum;
       }
     }
-    const std::string what = std::string("gemm_tn ") + level + " m=" + std::to_string(m) + " n=" + std::to_string(n) +
-                             " t=" + std::to_string(t) + (transposed ? " transposed" : "");
+    const std::string what = std::string("gemm_tn ") + level + " m=" + std::to_string(m) +
+                             " n=" + std::to_string(n) + " t=" + std::to_string(t) +
+                             (transposed ? " transposed" : "");
     expect_all_near(reference.data(), want, tolerance, what.c_str());
   }
 }
@@ -281,13 +312,16 @@ void test_empty_and_errors(Context& context, const char* level) {
   expect_ok(gemm(context, 4, {}), level);
 
   const GemmTerm narrow{a.data(), 4, 1, matrix(w.data(), DType::kF32, 3, 4), true, 4};
-  expect_code(gemm(context, 2, narrow, c.data(), 4, 4, false), Code::kShapeMismatch, "too few rows of W");
+  expect_code(gemm(context, 2, narrow, c.data(), 4, 4, false), Code::kShapeMismatch,
+              "too few rows of W");
   const GemmTerm shallow{a.data(), 4, 1, matrix(w.data(), DType::kF32, 4, 4), true, 5};
   expect_code(gemm(context, 2, shallow, c.data(), 4, 4, false), Code::kShapeMismatch, "another k");
   const GemmTerm integers{a.data(), 4, 1, matrix(w.data(), DType::kI8, 4, 4), true, 4};
-  expect_code(gemm(context, 2, integers, c.data(), 4, 4, false), Code::kUnsupportedQuantization, "integers");
+  expect_code(gemm(context, 2, integers, c.data(), 4, 4, false), Code::kUnsupportedQuantization,
+              "integers");
   const GemmTerm cut{a.data(), 48, 1, {w.data(), DType::kQ8_0, 1, 48, 51}, true, 48};
-  expect_code(gemm(context, 1, cut, c.data(), 1, 1, false), Code::kShapeMismatch, "a row that ends inside a block");
+  expect_code(gemm(context, 1, cut, c.data(), 1, 1, false), Code::kShapeMismatch,
+              "a row that ends inside a block");
 }
 
 }  // namespace

@@ -1,14 +1,15 @@
-// lora_linear against a reference in double precision, whose own gradients are checked by finite differences (every loss here is
-// linear in each tensor taken alone, so that differences are exact up to rounding).
-//   |error| <= 4e-6 of the largest value of the tensor: two products in a row, each good to 1e-6 of its sum of magnitudes.
-#include "ops/lora_linear.h"
-
+// lora_linear against a reference in double precision, whose own gradients are checked by finite
+// differences (every loss here is linear in each tensor taken alone, so that differences are exact
+// up to rounding).
+//   |error| <= 4e-6 of the largest value of the tensor: two products in a row, each good to 1e-6 of
+//   its sum of magnitudes.
 #include <cstring>
 #include <deque>
 
 #include "core/half.h"
 #include "core/philox.h"
 #include "ops/dequantize.h"
+#include "ops/lora_linear.h"
 #include "reference.h"
 
 using namespace lowrank;
@@ -47,7 +48,8 @@ struct Case {
 // The values of a projection's weight as stored: fp32, bf16, or Q8_0 where a row is whole blocks.
 void store_weight(Random& random, Module& module, size_t in) {
   const size_t n = module.out * in;
-  module.type = std::vector<DType>{DType::kF32, DType::kBF16, in % 32 == 0 ? DType::kQ8_0 : DType::kF16}[random.below(3)];
+  module.type = std::vector<DType>{DType::kF32, DType::kBF16,
+                                   in % 32 == 0 ? DType::kQ8_0 : DType::kF16}[random.below(3)];
   module.bytes.resize(module.out * row_bytes(module.type, in));
   module.weight.resize(n);
   if (module.type == DType::kQ8_0) {
@@ -57,7 +59,8 @@ void store_weight(Random& random, Module& module, size_t in) {
       std::memcpy(bytes, &scale, 2);
       for (size_t i = 0; i < 32; ++i) {
         bytes[2 + i] = static_cast<unsigned char>(random.next());
-        module.weight[block * 32 + i] = f16_to_f32(scale) * static_cast<float>(static_cast<int8_t>(bytes[2 + i]));
+        module.weight[block * 32 + i] =
+            f16_to_f32(scale) * static_cast<float>(static_cast<int8_t>(bytes[2 + i]));
       }
     }
     return;
@@ -76,7 +79,8 @@ void store_weight(Random& random, Module& module, size_t in) {
 }
 
 Case random_case(Random& random, bool dropout) {
-  constexpr size_t kTokens[] = {1, 2, 3, 4, 5, 8, 17, 31, 64, 130}, kIn[] = {1, 3, 17, 32, 64, 96, 100, 576};
+  constexpr size_t kTokens[] = {1, 2, 3, 4, 5, 8, 17, 31, 64, 130},
+                   kIn[] = {1, 3, 17, 32, 64, 96, 100, 576};
   Case test;
   test.tokens = kTokens[random.below(std::size(kTokens))];
   test.in = kIn[random.below(std::size(kIn))];
@@ -123,10 +127,14 @@ Case random_case(Random& random, bool dropout) {
 // What dropout.h says of element e: its factor, 0 or 1 / (1 - p).
 double keep(const Lora& lora, uint64_t seed, uint64_t e) {
   if (lora.dropout == 0) return 1;
-  const auto words = philox4x32({static_cast<uint32_t>(e / 8), static_cast<uint32_t>((e / 8) >> 32),
-                                 static_cast<uint32_t>(lora.module), static_cast<uint32_t>(lora.module >> 32)}, seed);
+  const auto words =
+      philox4x32({static_cast<uint32_t>(e / 8), static_cast<uint32_t>((e / 8) >> 32),
+                  static_cast<uint32_t>(lora.module), static_cast<uint32_t>(lora.module >> 32)},
+                 seed);
   const uint32_t word = words[e % 8 / 2], u = e % 2 == 0 ? word & 0xffff : word >> 16;
-  return u >= static_cast<uint32_t>(std::lround(lora.dropout * 65536.0)) ? 1 / (1 - static_cast<double>(lora.dropout)) : 0;
+  return u >= static_cast<uint32_t>(std::lround(lora.dropout * 65536.0))
+             ? 1 / (1 - static_cast<double>(lora.dropout))
+             : 0;
 }
 
 using Doubles = std::vector<double>;
@@ -152,7 +160,8 @@ Tensors tensors_of(const Case& test) {
 }
 
 // s[l]: [T, r]; y[p]: [T, out], without what was there before.
-void reference_forward(const Case& test, const Tensors& t, std::vector<Doubles>* s, std::vector<Doubles>* y) {
+void reference_forward(const Case& test, const Tensors& t, std::vector<Doubles>* s,
+                       std::vector<Doubles>* y) {
   s->clear();
   y->clear();
   for (size_t l = 0; l < test.loras.size(); ++l) {
@@ -161,8 +170,8 @@ void reference_forward(const Case& test, const Tensors& t, std::vector<Doubles>*
     for (size_t i = 0; i < test.tokens; ++i) {
       for (size_t r = 0; r < lora.r; ++r) {
         for (size_t c = 0; c < test.in; ++c) {
-          rows[i * lora.r + r] += lora.scale * keep(lora, test.seed, i * test.in + c) * t.x[i * test.x_stride + c] *
-                                  t.a[l][r * test.in + c];
+          rows[i * lora.r + r] += lora.scale * keep(lora, test.seed, i * test.in + c) *
+                                  t.x[i * test.x_stride + c] * t.a[l][r * test.in + c];
         }
       }
     }
@@ -174,11 +183,13 @@ void reference_forward(const Case& test, const Tensors& t, std::vector<Doubles>*
     for (size_t i = 0; i < test.tokens; ++i) {
       for (size_t n = 0; n < module.out; ++n) {
         double sum = t.bias[p][n];
-        for (size_t c = 0; c < test.in; ++c) sum += t.x[i * test.x_stride + c] * t.weight[p][n * test.in + c];
+        for (size_t c = 0; c < test.in; ++c)
+          sum += t.x[i * test.x_stride + c] * t.weight[p][n * test.in + c];
         for (size_t l = 0; l < test.loras.size(); ++l) {
           const Lora& lora = test.loras[l];
           if (lora.projection != p) continue;
-          for (size_t r = 0; r < lora.r; ++r) sum += (*s)[l][i * lora.r + r] * t.b[l][n * lora.r + r];
+          for (size_t r = 0; r < lora.r; ++r)
+            sum += (*s)[l][i * lora.r + r] * t.b[l][n * lora.r + r];
         }
         rows[i * module.out + n] = sum;
       }
@@ -238,16 +249,18 @@ double loss(const Case& test, const Tensors& t) {
   for (size_t p = 0; p < test.modules.size(); ++p) {
     const Module& module = test.modules[p];
     for (size_t i = 0; i < test.tokens; ++i) {
-      for (size_t n = 0; n < module.out; ++n) sum += module.dy[i * module.y_stride + n] * y[p][i * module.out + n];
+      for (size_t n = 0; n < module.out; ++n)
+        sum += module.dy[i * module.y_stride + n] * y[p][i * module.out + n];
     }
   }
   return sum;
 }
 
-// Moves one tensor along a random direction: the loss must change by gradient · direction. `pick` finds it among the tensors.
+// Moves one tensor along a random direction: the loss must change by gradient · direction. `pick`
+// finds it among the tensors.
 template <class Pick>
-void check_gradient(const Case& test, const Tensors& at, const Tensors& gradients, Random& random, const Pick& pick,
-                    const char* what) {
+void check_gradient(const Case& test, const Tensors& at, const Tensors& gradients, Random& random,
+                    const Pick& pick, const char* what) {
   Tensors moved = at;
   Doubles& tensor = pick(moved);
   const Doubles& gradient = pick(gradients);
@@ -268,14 +281,24 @@ void test_reference(Random& random) {
   std::vector<Doubles> s, y;
   reference_forward(test, t, &s, &y);
   const Tensors g = reference_backward(test, t, s);
-  check_gradient(test, t, g, random, [](auto& all) -> auto& { return all.x; }, "finite difference of the reference: x");
+  check_gradient(
+      test, t, g, random, [](auto& all) -> auto& { return all.x; },
+      "finite difference of the reference: x");
   for (size_t p = 0; p < test.modules.size(); ++p) {
-    check_gradient(test, t, g, random, [p](auto& all) -> auto& { return all.weight[p]; }, "finite difference of the reference: W");
-    check_gradient(test, t, g, random, [p](auto& all) -> auto& { return all.bias[p]; }, "finite difference of the reference: bias");
+    check_gradient(
+        test, t, g, random, [p](auto& all) -> auto& { return all.weight[p]; },
+        "finite difference of the reference: W");
+    check_gradient(
+        test, t, g, random, [p](auto& all) -> auto& { return all.bias[p]; },
+        "finite difference of the reference: bias");
   }
   for (size_t l = 0; l < test.loras.size(); ++l) {
-    check_gradient(test, t, g, random, [l](auto& all) -> auto& { return all.a[l]; }, "finite difference of the reference: A");
-    check_gradient(test, t, g, random, [l](auto& all) -> auto& { return all.b[l]; }, "finite difference of the reference: B");
+    check_gradient(
+        test, t, g, random, [l](auto& all) -> auto& { return all.a[l]; },
+        "finite difference of the reference: A");
+    check_gradient(
+        test, t, g, random, [l](auto& all) -> auto& { return all.b[l]; },
+        "finite difference of the reference: B");
   }
 }
 
@@ -296,15 +319,18 @@ Status run_case(Context& context, const Case& test, Outputs* out) {
     module.loras.clear();
     for (Lora& lora : out->loras) {
       if (lora.projection != p) continue;
-      module.loras.push_back({lora.a.data(), lora.b.data(), lora.r, lora.scale, lora.dropout, lora.module,
-                              lora.train_a ? lora.grad_a.data() : nullptr, lora.train_b ? lora.grad_b.data() : nullptr});
+      module.loras.push_back({lora.a.data(), lora.b.data(), lora.r, lora.scale, lora.dropout,
+                              lora.module, lora.train_a ? lora.grad_a.data() : nullptr,
+                              lora.train_b ? lora.grad_b.data() : nullptr});
     }
-    group.push_back({matrix(module.bytes.data(), module.type, module.out, test.in), module.has_bias ? module.bias.data() : nullptr,
-                     module.loras, module.train_weight ? module.grad_weight.data() : nullptr,
+    group.push_back({matrix(module.bytes.data(), module.type, module.out, test.in),
+                     module.has_bias ? module.bias.data() : nullptr, module.loras,
+                     module.train_weight ? module.grad_weight.data() : nullptr,
                      module.train_bias ? module.grad_bias.data() : nullptr});
   }
   out->s.assign(test.tokens * lora_rank_sum(group) + 1, 0);
-  const LinearArgs args{test.tokens, test.in, test.x.data(), test.x_stride, group, out->s.data(), test.seed};
+  const LinearArgs args{test.tokens, test.in,       test.x.data(), test.x_stride,
+                        group,       out->s.data(), test.seed};
   std::vector<float*> y;
   std::vector<const float*> dy;
   std::vector<size_t> strides;
@@ -314,9 +340,12 @@ Status run_case(Context& context, const Case& test, Outputs* out) {
     strides.push_back(module.y_stride);
   }
   LR_RETURN_IF_ERROR(lora_linear_forward(context, args, y, strides, test.accumulate));
-  LR_RETURN_IF_ERROR(lora_linear_backward(context, args, dy, strides, test.has_dx ? out->dx.data() : nullptr, test.dx_stride,
+  LR_RETURN_IF_ERROR(lora_linear_backward(context, args, dy, strides,
+                                          test.has_dx ? out->dx.data() : nullptr, test.dx_stride,
                                           test.accumulate_dx));
-  const auto append = [&](const std::vector<float>& values) { out->all.insert(out->all.end(), values.begin(), values.end()); };
+  const auto append = [&](const std::vector<float>& values) {
+    out->all.insert(out->all.end(), values.begin(), values.end());
+  };
   append(out->dx);
   for (const Module& module : out->modules) {
     append(module.y);
@@ -331,19 +360,21 @@ Status run_case(Context& context, const Case& test, Outputs* out) {
 }
 
 // before + change where trained, before otherwise.
-void check_grad(const std::vector<float>& got, const std::vector<float>& before, const Doubles& change, bool trained,
-                const std::string& what) {
+void check_grad(const std::vector<float>& got, const std::vector<float>& before,
+                const Doubles& change, bool trained, const std::string& what) {
   Doubles want = doubles(before);
   for (size_t i = 0; i < want.size() && trained; ++i) want[i] += change[i];
   expect_all_near(got.data(), want, trained ? kTolerance : 0, what.c_str());
 }
 
-void check_rows(const std::vector<float>& got, const std::vector<float>& before, size_t stride, const Doubles& change,
-                size_t change_stride, size_t tokens, size_t n, bool accumulate, const std::string& what) {
+void check_rows(const std::vector<float>& got, const std::vector<float>& before, size_t stride,
+                const Doubles& change, size_t change_stride, size_t tokens, size_t n,
+                bool accumulate, const std::string& what) {
   Doubles want = doubles(before);  // what lies between rows must stay
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t i = 0; i < n; ++i) {
-      want[t * stride + i] = (accumulate ? want[t * stride + i] : 0) + change[t * change_stride + i];
+      want[t * stride + i] =
+          (accumulate ? want[t * stride + i] : 0) + change[t * change_stride + i];
     }
   }
   expect_all_near(got.data(), want, kTolerance, what.c_str());
@@ -354,8 +385,9 @@ void test_case(Context& context, const char* level, const Case& test) {
   std::vector<Doubles> s, y;
   reference_forward(test, t, &s, &y);
   const Tensors g = reference_backward(test, t, s);
-  const std::string where = std::string("lora_linear ") + level + " T=" + std::to_string(test.tokens) +
-                            " in=" + std::to_string(test.in) + ": ";
+  const std::string where = std::string("lora_linear ") + level +
+                            " T=" + std::to_string(test.tokens) + " in=" + std::to_string(test.in) +
+                            ": ";
   std::vector<float> first;
   for (size_t threads : {1, 2, 3, 7}) {
     ThreadPool pool(threads);
@@ -363,12 +395,13 @@ void test_case(Context& context, const char* level, const Case& test) {
     Outputs out;
     if (!expect_ok(run_case(with_threads, test, &out), where.c_str())) return;
     if (threads == 1) first = out.all;
-    expect(std::memcmp(first.data(), out.all.data(), first.size() * sizeof(float)) == 0, "%s%zu threads give other bits",
-           where.c_str(), threads);
+    expect(std::memcmp(first.data(), out.all.data(), first.size() * sizeof(float)) == 0,
+           "%s%zu threads give other bits", where.c_str(), threads);
     if (threads != 1) continue;
     for (size_t p = 0; p < test.modules.size(); ++p) {
       const Module &was = test.modules[p], &now = out.modules[p];
-      check_rows(now.y, was.y, was.y_stride, y[p], was.out, test.tokens, was.out, test.accumulate, where + "y");
+      check_rows(now.y, was.y, was.y_stride, y[p], was.out, test.tokens, was.out, test.accumulate,
+                 where + "y");
       check_grad(now.grad_weight, was.grad_weight, g.weight[p], was.train_weight, where + "dW");
       check_grad(now.grad_bias, was.grad_bias, g.bias[p], was.train_bias, where + "dbias");
     }
@@ -378,7 +411,8 @@ void test_case(Context& context, const char* level, const Case& test) {
       check_grad(now.grad_b, was.grad_b, g.b[l], was.train_b, where + "dB");
     }
     if (test.has_dx) {
-      check_rows(out.dx, test.dx, test.dx_stride, g.x, test.x_stride, test.tokens, test.in, test.accumulate_dx, where + "dx");
+      check_rows(out.dx, test.dx, test.dx_stride, g.x, test.x_stride, test.tokens, test.in,
+                 test.accumulate_dx, where + "dx");
     } else {
       expect(out.dx == test.dx, "%sdx was not asked for", where.c_str());
     }
@@ -391,21 +425,26 @@ void test_errors(Context& context) {
   LinearArgs args{2, 4, x.data(), 4, {&projection, 1}, nullptr};
   float* out = y.data();
   size_t stride = 4;
-  expect_ok(lora_linear_forward(context, args, {&out, 1}, {&stride, 1}, false), "without attachments");
+  expect_ok(lora_linear_forward(context, args, {&out, 1}, {&stride, 1}, false),
+            "without attachments");
   expect_code(lora_linear_forward(context, args, {}, {}, false), Code::kShapeMismatch, "no y");
   stride = 3;
-  expect_code(lora_linear_forward(context, args, {&out, 1}, {&stride, 1}, false), Code::kShapeMismatch, "rows of y overlap");
+  expect_code(lora_linear_forward(context, args, {&out, 1}, {&stride, 1}, false),
+              Code::kShapeMismatch, "rows of y overlap");
   stride = 4;
   args.in = 3;
-  expect_code(lora_linear_forward(context, args, {&out, 1}, {&stride, 1}, false), Code::kShapeMismatch, "another in");
+  expect_code(lora_linear_forward(context, args, {&out, 1}, {&stride, 1}, false),
+              Code::kShapeMismatch, "another in");
   args.in = 4;
   args.x_stride = 2;
-  expect_code(lora_linear_forward(context, args, {&out, 1}, {&stride, 1}, false), Code::kShapeMismatch, "rows of x overlap");
+  expect_code(lora_linear_forward(context, args, {&out, 1}, {&stride, 1}, false),
+              Code::kShapeMismatch, "rows of x overlap");
   args.x_stride = 4;
   const LoraAttachment lora{w.data(), w.data(), 2, 1};
   const Projection attached{projection.weight, nullptr, {&lora, 1}};
   args.group = {&attached, 1};
-  expect_code(lora_linear_forward(context, args, {&out, 1}, {&stride, 1}, false), Code::kShapeMismatch, "no s");
+  expect_code(lora_linear_forward(context, args, {&out, 1}, {&stride, 1}, false),
+              Code::kShapeMismatch, "no s");
   args.tokens = 0;
   args.s = y.data();
   expect_ok(lora_linear_forward(context, args, {&out, 1}, {&stride, 1}, false), "no tokens");
@@ -418,7 +457,8 @@ int main() {
   for (int round = 0; round < 5; ++round) test_reference(random);
   for_each_level(2, [&](Context& context, const char* level) {
     Random cases(test_seed() + 1);
-    for (int round = 0; round < 30; ++round) test_case(context, level, random_case(cases, round % 2 == 1));
+    for (int round = 0; round < 30; ++round)
+      test_case(context, level, random_case(cases, round % 2 == 1));
     test_errors(context);
   });
   return finish();

@@ -1,5 +1,6 @@
-// What the native tests share: seeded random input, comparison with a double-precision reference, and a walk over every level
-// and thread count. A test is a program: it prints `ok` or its failures, and exits non-zero on any.
+// What the native tests share: seeded random input, comparison with a double-precision reference,
+// and a walk over every level and thread count. A test is a program: it prints `ok` or its
+// failures, and exits non-zero on any.
 #pragma once
 
 #include <cmath>
@@ -72,18 +73,20 @@ inline bool expect_ok(const Status& status, const char* what) {
 }
 
 inline bool expect_code(const Status& status, Code code, const char* what) {
-  return expect(status.code() == code, "%s: %s instead of %s", what, code_name(status.code()), code_name(code));
+  return expect(status.code() == code, "%s: %s instead of %s", what, code_name(status.code()),
+                code_name(code));
 }
 
 // |got - want| <= tolerance, where NaN never passes.
 inline bool expect_near(double got, double want, double tolerance, const char* what, size_t index) {
-  return expect(std::fabs(got - want) <= tolerance, "%s [%zu]: %.9g instead of %.9g (tolerance %.3g)", what, index, got,
-                want, tolerance);
+  return expect(std::fabs(got - want) <= tolerance,
+                "%s [%zu]: %.9g instead of %.9g (tolerance %.3g)", what, index, got, want,
+                tolerance);
 }
 
 // Every element within tolerance[i]; stops at the first that is not.
-inline bool expect_all_near(const float* got, const std::vector<double>& want, const std::vector<double>& tolerance,
-                            const char* what) {
+inline bool expect_all_near(const float* got, const std::vector<double>& want,
+                            const std::vector<double>& tolerance, const char* what) {
   for (size_t i = 0; i < want.size(); ++i) {
     if (!expect_near(got[i], want[i], tolerance[i], what, i)) return false;
   }
@@ -91,11 +94,12 @@ inline bool expect_all_near(const float* got, const std::vector<double>& want, c
 }
 
 // Every element within `relative` of the largest magnitude wanted (plus `absolute`).
-inline bool expect_all_near(const float* got, const std::vector<double>& want, double relative, const char* what,
-                            double absolute = 1e-30) {
+inline bool expect_all_near(const float* got, const std::vector<double>& want, double relative,
+                            const char* what, double absolute = 1e-30) {
   double largest = 0;
   for (double value : want) largest = std::fmax(largest, std::fabs(value));
-  return expect_all_near(got, want, std::vector<double>(want.size(), relative * largest + absolute), what);
+  return expect_all_near(got, want, std::vector<double>(want.size(), relative * largest + absolute),
+                         what);
 }
 
 // f(Context&, const char* level) with `threads` threads, for every level that this machine runs.
@@ -113,7 +117,8 @@ inline int finish() {
     std::puts("ok");
     return 0;
   }
-  std::fprintf(stderr, "%d failures (LOWRANK_TEST_SEED=%llu)\n", failures(), static_cast<unsigned long long>(test_seed()));
+  std::fprintf(stderr, "%d failures (LOWRANK_TEST_SEED=%llu)\n", failures(),
+               static_cast<unsigned long long>(test_seed()));
   return 1;
 }
 

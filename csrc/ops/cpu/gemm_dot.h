@@ -1,5 +1,6 @@
-// Products of very few rows (decoding): one pass over the weight, unpacked in registers, no packing. Bound by reading the weight:
-// 4 rows of it are read at a time, each against all rows of A. Part of gemm_kernels.cpp.
+// Products of very few rows (decoding): one pass over the weight, unpacked in registers, no
+// packing. Bound by reading the weight: 4 rows of it are read at a time, each against all rows of
+// A. Part of gemm_kernels.cpp.
 #pragma once
 
 #include "ops/cpu/gemm_kernels.h"
@@ -19,7 +20,8 @@ struct DotArgs {
   bool accumulate;
 };
 
-// R rows of w against M rows of a. Each sum is one chain along k, so neither R nor M is part of the result.
+// R rows of w against M rows of a. Each sum is one chain along k, so neither R nor M is part of the
+// result.
 template <DType kType, size_t R, size_t M>
 LR_INLINE void dot_tile(const DotArgs& args) {
   V::T acc[R][M];
@@ -48,7 +50,8 @@ LR_INLINE void dot_tile(const DotArgs& args) {
       for (size_t r = 0; r < R; ++r) {
         const V::T w = Source<kType>::vector_n(rows[r], p, n);
 #pragma GCC unroll 4
-        for (size_t m = 0; m < M; ++m) acc[r][m] = V::fma(V::load_n(args.a + m * args.lda + p, n), w, acc[r][m]);
+        for (size_t m = 0; m < M; ++m)
+          acc[r][m] = V::fma(V::load_n(args.a + m * args.lda + p, n), w, acc[r][m]);
       }
     }
   } else {
@@ -101,11 +104,16 @@ void dot_rows(DotArgs args, size_t rows) {
 template <DType kType>
 void dot_typed(const DotArgs& args, size_t rows, size_t m) {
   switch (m) {
-    case 1: return dot_rows<kType, 1>(args, rows);
-    case 2: return dot_rows<kType, 2>(args, rows);
-    case 3: return dot_rows<kType, 3>(args, rows);
-    case 4: return dot_rows<kType, 4>(args, rows);
-    default: return;
+    case 1:
+      return dot_rows<kType, 1>(args, rows);
+    case 2:
+      return dot_rows<kType, 2>(args, rows);
+    case 3:
+      return dot_rows<kType, 3>(args, rows);
+    case 4:
+      return dot_rows<kType, 4>(args, rows);
+    default:
+      return;
   }
 }
 

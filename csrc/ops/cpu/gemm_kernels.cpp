@@ -1,4 +1,5 @@
-// The GEMM kernels of one instruction-set level: this file is compiled once per level, with -DLR_ISA=<level>.
+// The GEMM kernels of one instruction-set level: this file is compiled once per level, with
+// -DLR_ISA=<level>.
 #include "ops/cpu/gemm_kernels.h"
 
 #include "ops/cpu/gemm_dot.h"
@@ -10,15 +11,17 @@ namespace {
 
 template <DType kType>
 struct Typed {
-  static void pack(const Matrix& b, bool transposed, size_t k_begin, size_t k, size_t n_begin, size_t n, float* panels,
-                   size_t block_k, size_t at) {
+  static void pack(const Matrix& b, bool transposed, size_t k_begin, size_t k, size_t n_begin,
+                   size_t n, float* panels, size_t block_k, size_t at) {
     if (transposed) {
       pack_transposed<kType, kNr>(b, k_begin, k, n_begin, n, panels, block_k, at);
     } else {
       pack_straight<kType, kNr>(b, k_begin, k, n_begin, n, panels, block_k, at);
     }
   }
-  static void unpack(const uint8_t* row, size_t c, size_t n, float* out) { unpack_range<kType>(row, c, n, out); }
+  static void unpack(const uint8_t* row, size_t c, size_t n, float* out) {
+    unpack_range<kType>(row, c, n, out);
+  }
   static void dot(const DotArgs& args, size_t rows, size_t m) { dot_typed<kType>(args, rows, m); }
 };
 
@@ -35,38 +38,54 @@ constexpr TypeCode kCode = {Typed<kType>::pack, Typed<kType>::unpack, Typed<kTyp
 // Only weight types come here: gemm() and dequantize() refuse the others.
 const TypeCode& code_of(DType type) {
   switch (type) {
-    case DType::kF16: return kCode<DType::kF16>;
-    case DType::kBF16: return kCode<DType::kBF16>;
-    case DType::kQ4_0: return kCode<DType::kQ4_0>;
-    case DType::kQ4_1: return kCode<DType::kQ4_1>;
-    case DType::kQ5_0: return kCode<DType::kQ5_0>;
-    case DType::kQ5_1: return kCode<DType::kQ5_1>;
-    case DType::kQ8_0: return kCode<DType::kQ8_0>;
-    case DType::kQ2_K: return kCode<DType::kQ2_K>;
-    case DType::kQ3_K: return kCode<DType::kQ3_K>;
-    case DType::kQ4_K: return kCode<DType::kQ4_K>;
-    case DType::kQ5_K: return kCode<DType::kQ5_K>;
-    case DType::kQ6_K: return kCode<DType::kQ6_K>;
-    case DType::kIQ4_NL: return kCode<DType::kIQ4_NL>;
-    case DType::kIQ4_XS: return kCode<DType::kIQ4_XS>;
-    default: return kCode<DType::kF32>;
+    case DType::kF16:
+      return kCode<DType::kF16>;
+    case DType::kBF16:
+      return kCode<DType::kBF16>;
+    case DType::kQ4_0:
+      return kCode<DType::kQ4_0>;
+    case DType::kQ4_1:
+      return kCode<DType::kQ4_1>;
+    case DType::kQ5_0:
+      return kCode<DType::kQ5_0>;
+    case DType::kQ5_1:
+      return kCode<DType::kQ5_1>;
+    case DType::kQ8_0:
+      return kCode<DType::kQ8_0>;
+    case DType::kQ2_K:
+      return kCode<DType::kQ2_K>;
+    case DType::kQ3_K:
+      return kCode<DType::kQ3_K>;
+    case DType::kQ4_K:
+      return kCode<DType::kQ4_K>;
+    case DType::kQ5_K:
+      return kCode<DType::kQ5_K>;
+    case DType::kQ6_K:
+      return kCode<DType::kQ6_K>;
+    case DType::kIQ4_NL:
+      return kCode<DType::kIQ4_NL>;
+    case DType::kIQ4_XS:
+      return kCode<DType::kIQ4_XS>;
+    default:
+      return kCode<DType::kF32>;
   }
 }
 
-void pack(const Matrix& b, bool transposed, size_t k_begin, size_t k, size_t n_begin, size_t n, float* panels,
-          size_t block_k, size_t at) {
+void pack(const Matrix& b, bool transposed, size_t k_begin, size_t k, size_t n_begin, size_t n,
+          float* panels, size_t block_k, size_t at) {
   code_of(b.type).pack(b, transposed, k_begin, k, n_begin, n, panels, block_k, at);
 }
 
-void dequantize(const Matrix& w, size_t row_begin, size_t rows, size_t col_begin, size_t cols, float* out,
-                size_t out_stride) {
+void dequantize(const Matrix& w, size_t row_begin, size_t rows, size_t col_begin, size_t cols,
+                float* out, size_t out_stride) {
   const auto unpack = code_of(w.type).unpack;
   const uint8_t* row = static_cast<const uint8_t*>(w.data) + row_begin * w.stride;
-  for (size_t r = 0; r < rows; ++r) unpack(row + r * w.stride, col_begin, cols, out + r * out_stride);
+  for (size_t r = 0; r < rows; ++r)
+    unpack(row + r * w.stride, col_begin, cols, out + r * out_stride);
 }
 
-void dot(const Matrix& w, size_t row_begin, size_t rows, const float* a, size_t lda, size_t m, float* c, size_t ldc,
-         const float* bias, bool accumulate) {
+void dot(const Matrix& w, size_t row_begin, size_t rows, const float* a, size_t lda, size_t m,
+         float* c, size_t ldc, const float* bias, bool accumulate) {
   const uint8_t* first = static_cast<const uint8_t*>(w.data) + row_begin * w.stride;
   code_of(w.type).dot({first, w.stride, w.cols, a, lda, c, ldc, bias, accumulate}, rows, m);
 }

@@ -1,6 +1,7 @@
-// The micro-kernel: an MR × (NV vectors) tile of C in registers, A broadcast from where it lies, B streamed from a panel.
-// Bound by FMA: at 8 × 48 (AVX-512) a step of k is 24 FMA, 3 loads of B and 8 broadcasts, 12 cycles of FMA against 5.5 of loads;
-// at 6 × 16 (AVX2) 6 against 4. Part of gemm_kernels.cpp.                  Goto & van de Geijn 2008; Van Zee & van de Geijn 2015 (BLIS)
+// The micro-kernel: an MR × (NV vectors) tile of C in registers, A broadcast from where it lies, B
+// streamed from a panel. Bound by FMA: at 8 × 48 (AVX-512) a step of k is 24 FMA, 3 loads of B and
+// 8 broadcasts, 12 cycles of FMA against 5.5 of loads; at 6 × 16 (AVX2) 6 against 4. Part of
+// gemm_kernels.cpp.                  Goto & van de Geijn 2008; Van Zee & van de Geijn 2015 (BLIS)
 #pragma once
 
 #include "ops/cpu/gemm_kernels.h"
@@ -33,7 +34,8 @@ struct Tile {
   bool accumulate;
 };
 
-// kMasked: B's last vector holds only `columns` floats (it is read from a matrix, not from a padded panel).
+// kMasked: B's last vector holds only `columns` floats (it is read from a matrix, not from a padded
+// panel).
 template <size_t MR, size_t NV, bool kMasked>
 void micro(const Tile& tile) {
   V::T acc[MR][NV];
@@ -48,7 +50,8 @@ void micro(const Tile& tile) {
   for (size_t i = 0; i < MR; ++i) {
     const char* c = (const char*)(tile.c + i * tile.ldc);
 #pragma GCC unroll 4
-    for (size_t byte = 0; byte < NV * V::kWidth * sizeof(float); byte += kCacheLine) __builtin_prefetch(c + byte, 1);
+    for (size_t byte = 0; byte < NV * V::kWidth * sizeof(float); byte += kCacheLine)
+      __builtin_prefetch(c + byte, 1);
   }
   const float* b = tile.b;
   const size_t b_step = tile.b_step;
@@ -60,11 +63,13 @@ void micro(const Tile& tile) {
       V::T bv[NV];
 #pragma GCC unroll 4
       for (size_t j = 0; j < NV; ++j) {
-        bv[j] = kMasked && j + 1 == NV ? V::load_n(b + j * V::kWidth, last) : V::load(b + j * V::kWidth);
+        bv[j] = kMasked && j + 1 == NV ? V::load_n(b + j * V::kWidth, last)
+                                       : V::load(b + j * V::kWidth);
       }
       const char* ahead = (const char*)(b + kPrefetchSteps * b_step);
 #pragma GCC unroll 4
-      for (size_t byte = 0; byte < NV * V::kWidth * sizeof(float); byte += kCacheLine) __builtin_prefetch(ahead + byte);
+      for (size_t byte = 0; byte < NV * V::kWidth * sizeof(float); byte += kCacheLine)
+        __builtin_prefetch(ahead + byte);
       b += b_step;
 #pragma GCC unroll 8
       for (size_t i = 0; i < MR; ++i) {
@@ -98,35 +103,36 @@ void micro(const Tile& tile) {
 
 using Micro = void (*)(const Tile&);
 
-// By rows and vectors of columns, each minus one; ragged edges are smaller tiles, never a second algorithm.
-#define LR_MICRO_ROW(mr) \
-  { micro<mr, 1, false>, micro<mr, kNv >= 2 ? 2 : 1, false>, micro<mr, kNv >= 3 ? 3 : 1, false> }
-constexpr Micro kMicro[kMr][3] = {
-    LR_MICRO_ROW(1), LR_MICRO_ROW(2), LR_MICRO_ROW(3), LR_MICRO_ROW(4),
-#if defined(__AVX2__) || defined(__aarch64__)
-    LR_MICRO_ROW(5), LR_MICRO_ROW(6),
-#endif
-#if defined(__AVX512F__) || defined(__aarch64__)
-    LR_MICRO_ROW(7), LR_MICRO_ROW(8),
-#endif
-};
-#undef LR_MICRO_ROW
+// By vectors of columns, minus one.
+template <size_t MR>
+constexpr Micro kMicro[3] = {micro<MR, 1, false>, micro<MR, (kNv >= 2 ? 2 : 1), false>,
+                             micro<MR, (kNv >= 3 ? 3 : 1), false>};
 
-constexpr Micro kMicroMasked[kMr] = {
-    micro<1, 1, true>, micro<2, 1, true>, micro<3, 1, true>, micro<4, 1, true>,
-#if defined(__AVX2__) || defined(__aarch64__)
-    micro<5, 1, true>, micro<6, 1, true>,
-#endif
-#if defined(__AVX512F__) || defined(__aarch64__)
-    micro<7, 1, true>, micro<8, 1, true>,
-#endif
-};
+// The kernel of a tile; ragged edges are smaller tiles, never a second algorithm.
+template <size_t MR = kMr>
+LR_INLINE Micro micro_for(size_t rows, size_t vectors) {
+  if constexpr (MR > 1) {
+    if (rows < MR) return micro_for<MR - 1>(rows, vectors);
+  }
+  return kMicro<MR>[vectors - 1];
+}
 
-// Rows [first, first + rows) of a segment that is strided along k, as [k][kMr]: adjacent rows are adjacent floats there.
+// The kernel of one last vector of columns that is not whole.
+template <size_t MR = kMr>
+LR_INLINE Micro micro_masked_for(size_t rows) {
+  if constexpr (MR > 1) {
+    if (rows < MR) return micro_masked_for<MR - 1>(rows);
+  }
+  return micro<MR, 1, true>;
+}
+
+// Rows [first, first + rows) of a segment that is strided along k, as [k][kMr]: adjacent rows are
+// adjacent floats there.
 LR_INLINE void pack_rows(const GemmSegment& segment, size_t first, size_t rows, float* out) {
   const float* a = segment.a + first * segment.row;
   if (segment.row == 1 && rows == kMr) {
-    for (size_t p = 0; p < segment.k; ++p, a += segment.col, out += kMr) memcpy(out, a, kMr * sizeof(float));
+    for (size_t p = 0; p < segment.k; ++p, a += segment.col, out += kMr)
+      memcpy(out, a, kMr * sizeof(float));
     return;
   }
   for (size_t p = 0; p < segment.k; ++p, a += segment.col, out += kMr) {
@@ -134,10 +140,11 @@ LR_INLINE void pack_rows(const GemmSegment& segment, size_t first, size_t rows, 
   }
 }
 
-// Calls f(tile rows, tile) for each strip of kMr rows, with A's strided segments packed. Rows are outermost, so that a strip of
-// A stays in L1 and B streams from L2.
+// Calls f(tile rows, tile) for each strip of kMr rows, with A's strided segments packed. Rows are
+// outermost, so that a strip of A stays in L1 and B streams from L2.
 template <class F>
-LR_INLINE void for_each_strip(const GemmSegment* segments, size_t segment_count, size_t m, const F& f) {
+LR_INLINE void for_each_strip(const GemmSegment* segments, size_t segment_count, size_t m,
+                              const F& f) {
   bool strided = false;
   for (size_t s = 0; s < segment_count; ++s) strided |= segments[s].col != 1;
   if (!strided) {
@@ -163,30 +170,35 @@ LR_INLINE void for_each_strip(const GemmSegment* segments, size_t segment_count,
   }
 }
 
-void block(const GemmSegment* segments, size_t segment_count, size_t m, const float* panels, size_t n, float* c, size_t ldc,
-           const float* bias, bool accumulate) {
+void block(const GemmSegment* segments, size_t segment_count, size_t m, const float* panels,
+           size_t n, float* c, size_t ldc, const float* bias, bool accumulate) {
   size_t k = 0;
   for (size_t s = 0; s < segment_count; ++s) k += segments[s].k;
-  for_each_strip(segments, segment_count, m, [&](size_t i, size_t rows, const GemmSegment* strip, size_t first_row) {
-    for (size_t j = 0; j < n; j += kNr) {
-      const size_t columns = n - j < kNr ? n - j : kNr, vectors = (columns + V::kWidth - 1) / V::kWidth;
-      kMicro[rows - 1][vectors - 1]({strip, segment_count, first_row, panels + j * k, vectors * V::kWidth, c + i * ldc + j,
-                                     ldc, columns, bias == nullptr ? nullptr : bias + j, accumulate});
-    }
-  });
+  for_each_strip(segments, segment_count, m,
+                 [&](size_t i, size_t rows, const GemmSegment* strip, size_t first_row) {
+                   for (size_t j = 0; j < n; j += kNr) {
+                     const size_t columns = n - j < kNr ? n - j : kNr;
+                     const size_t vectors = (columns + V::kWidth - 1) / V::kWidth;
+                     micro_for(rows, vectors)({strip, segment_count, first_row, panels + j * k,
+                                               vectors * V::kWidth, c + i * ldc + j, ldc, columns,
+                                               bias == nullptr ? nullptr : bias + j, accumulate});
+                   }
+                 });
 }
 
-void direct(const GemmSegment& segment, size_t m, const float* b, size_t ldb, size_t n, float* c, size_t ldc,
-            const float* bias, bool accumulate) {
-  for_each_strip(&segment, 1, m, [&](size_t i, size_t rows, const GemmSegment* strip, size_t first_row) {
-    for (size_t j = 0; j < n;) {
-      const size_t whole = (n - j) / V::kWidth, vectors = whole < kNv ? whole : kNv;
-      const size_t columns = vectors > 0 ? vectors * V::kWidth : n - j;
-      const Micro kernel = vectors > 0 ? kMicro[rows - 1][vectors - 1] : kMicroMasked[rows - 1];
-      kernel({strip, 1, first_row, b + j, ldb, c + i * ldc + j, ldc, columns, bias == nullptr ? nullptr : bias + j, accumulate});
-      j += columns;
-    }
-  });
+void direct(const GemmSegment& segment, size_t m, const float* b, size_t ldb, size_t n, float* c,
+            size_t ldc, const float* bias, bool accumulate) {
+  for_each_strip(
+      &segment, 1, m, [&](size_t i, size_t rows, const GemmSegment* strip, size_t first_row) {
+        for (size_t j = 0; j < n;) {
+          const size_t whole = (n - j) / V::kWidth, vectors = whole < kNv ? whole : kNv;
+          const size_t columns = vectors > 0 ? vectors * V::kWidth : n - j;
+          const Micro kernel = vectors > 0 ? micro_for(rows, vectors) : micro_masked_for(rows);
+          kernel({strip, 1, first_row, b + j, ldb, c + i * ldc + j, ldc, columns,
+                  bias == nullptr ? nullptr : bias + j, accumulate});
+          j += columns;
+        }
+      });
 }
 
 }  // namespace

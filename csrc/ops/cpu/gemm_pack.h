@@ -1,6 +1,6 @@
-// Packing of a weight of any storage type into the panels that the micro-kernel reads. Part of gemm_kernels.cpp.
-// Bound by shuffles (transposed) and by L2 (not transposed): 5 to 10 G weights/s on a 4 GHz core, about the time of 12 rows of
-// the product itself.
+// Packing of a weight of any storage type into the panels that the micro-kernel reads. Part of
+// gemm_kernels.cpp. Bound by shuffles (transposed) and by L2 (not transposed): 5 to 10 G weights/s
+// on a 4 GHz core, about the time of 12 rows of the product itself.
 #pragma once
 
 #include "ops/cpu/gemm_unpack.h"
@@ -63,8 +63,10 @@ LR_INLINE void transpose(V::T r[kW]) {
     r[i + 4] = _mm256_permute2f128_ps(s[i], s[i + 4], 0x31);
   }
 #else
-  const V::T a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), b = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
-  const V::T c = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7), d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+  const V::T a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5),
+             b = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+  const V::T c = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7),
+             d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
   r[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
   r[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
   r[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
@@ -73,13 +75,20 @@ LR_INLINE void transpose(V::T r[kW]) {
 }
 
 #if defined(__AVX512F__)
-LR_INLINE V::T even_bf16(V::T pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(pairs), 16)); }
+LR_INLINE V::T even_bf16(V::T pairs) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(pairs), 16));
+}
 LR_INLINE V::T odd_bf16(V::T pairs) {
-  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pairs), _mm512_set1_epi32(~0xffff)));
+  return _mm512_castsi512_ps(
+      _mm512_and_si512(_mm512_castps_si512(pairs), _mm512_set1_epi32(~0xffff)));
 }
 #elif defined(__AVX2__)
-LR_INLINE V::T even_bf16(V::T pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(pairs), 16)); }
-LR_INLINE V::T odd_bf16(V::T pairs) { return _mm256_and_ps(pairs, _mm256_castsi256_ps(_mm256_set1_epi32(~0xffff))); }
+LR_INLINE V::T even_bf16(V::T pairs) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(pairs), 16));
+}
+LR_INLINE V::T odd_bf16(V::T pairs) {
+  return _mm256_and_ps(pairs, _mm256_castsi256_ps(_mm256_set1_epi32(~0xffff)));
+}
 #else
 LR_INLINE V::T even_bf16(V::T pairs) { return (V::T)((V::I)pairs << 16); }
 LR_INLINE V::T odd_bf16(V::T pairs) { return (V::T)((V::I)pairs & ~0xffff); }
@@ -92,7 +101,8 @@ struct PanelColumn {
 };
 
 // kWidth rows of bf16: pairs along k are transposed as 32-bit lanes and split, half the shuffles.
-LR_INLINE size_t transpose_bf16_pairs(const uint8_t* const rows[kW], size_t c, size_t k, PanelColumn to) {
+LR_INLINE size_t transpose_bf16_pairs(const uint8_t* const rows[kW], size_t c, size_t k,
+                                      PanelColumn to) {
   size_t p = 0;
   for (; p + 2 * kW <= k; p += 2 * kW) {
     V::T r[kW];
@@ -110,7 +120,8 @@ LR_INLINE size_t transpose_bf16_pairs(const uint8_t* const rows[kW], size_t c, s
 
 // Columns [c, c + k) of kWidth rows of a scalar type; rows past `valid` become zeros.
 template <DType kType>
-LR_INLINE void transpose_scalar(const uint8_t* const rows[kW], size_t valid, size_t c, size_t k, PanelColumn to) {
+LR_INLINE void transpose_scalar(const uint8_t* const rows[kW], size_t valid, size_t c, size_t k,
+                                PanelColumn to) {
   size_t p = 0;
   if (kType == DType::kBF16 && valid == kW) p = transpose_bf16_pairs(rows, c, k, to);
   for (; p < k; p += kW) {
@@ -120,7 +131,8 @@ LR_INLINE void transpose_scalar(const uint8_t* const rows[kW], size_t valid, siz
 #pragma GCC unroll 16
       for (size_t i = 0; i < kW; ++i) r[i] = Source<kType>::vector(rows[i], c + p);
     } else {
-      for (size_t i = 0; i < kW; ++i) r[i] = i < valid ? Source<kType>::vector_n(rows[i], c + p, n) : V::zero();
+      for (size_t i = 0; i < kW; ++i)
+        r[i] = i < valid ? Source<kType>::vector_n(rows[i], c + p, n) : V::zero();
     }
     transpose(r);
     for (size_t i = 0; i < n; ++i) V::store(to.out + (p + i) * to.step, r[i]);
@@ -129,7 +141,8 @@ LR_INLINE void transpose_scalar(const uint8_t* const rows[kW], size_t valid, siz
 
 // The same for a block type, by way of a strip in L1.
 template <DType kType>
-LR_INLINE void transpose_blocks(const uint8_t* const rows[kW], size_t valid, size_t c, size_t k, PanelColumn to) {
+LR_INLINE void transpose_blocks(const uint8_t* const rows[kW], size_t valid, size_t c, size_t k,
+                                PanelColumn to) {
   constexpr size_t kStrip = 128;
   alignas(64) float strip[kW][kStrip];
   const uint8_t* strip_rows[kW];
@@ -145,8 +158,8 @@ LR_INLINE void transpose_blocks(const uint8_t* const rows[kW], size_t valid, siz
 
 // B[kk][nn] = b[nn][kk]: kWidth rows of b become a vector of columns of a panel.
 template <DType kType, size_t kNr>
-void pack_transposed(const Matrix& b, size_t k_begin, size_t k, size_t n_begin, size_t n, float* panels, size_t block_k,
-                     size_t at) {
+void pack_transposed(const Matrix& b, size_t k_begin, size_t k, size_t n_begin, size_t n,
+                     float* panels, size_t block_k, size_t at) {
   for (size_t j = 0; j < n; j += kW) {
     const size_t panel = j / kNr, left = n - panel * kNr;
     const size_t step = left >= kNr ? kNr : (left + kW - 1) / kW * kW;
@@ -154,7 +167,8 @@ void pack_transposed(const Matrix& b, size_t k_begin, size_t k, size_t n_begin, 
     const size_t valid = n - j < kW ? n - j : kW;
     const uint8_t* rows[kW];
     for (size_t i = 0; i < kW; ++i) {
-      rows[i] = static_cast<const uint8_t*>(b.data) + (n_begin + j + (i < valid ? i : 0)) * b.stride;
+      rows[i] =
+          static_cast<const uint8_t*>(b.data) + (n_begin + j + (i < valid ? i : 0)) * b.stride;
     }
     if constexpr (kIsScalar<kType>) {
       transpose_scalar<kType>(rows, valid, k_begin, k, to);
@@ -164,11 +178,12 @@ void pack_transposed(const Matrix& b, size_t k_begin, size_t k, size_t n_begin, 
   }
 }
 
-// `rows` rows of B go to rows `at`… of each panel: n columns from source column c of a scalar type. Panels outermost: theirs lie
-// a multiple of 4 KiB apart, so that writing a row across all of them would fight for one set of the cache.
+// `rows` rows of B go to rows `at`… of each panel: n columns from source column c of a scalar type.
+// Panels outermost: theirs lie a multiple of 4 KiB apart, so that writing a row across all of them
+// would fight for one set of the cache.
 template <DType kType, size_t kNr>
-LR_INLINE void spread_rows(const uint8_t* source, size_t stride, size_t rows, size_t c, size_t n, float* panels, size_t block_k,
-                           size_t at) {
+LR_INLINE void spread_rows(const uint8_t* source, size_t stride, size_t rows, size_t c, size_t n,
+                           float* panels, size_t block_k, size_t at) {
   constexpr size_t kNv = kNr / kW;
   size_t j = 0;
   for (; j + kNr <= n; j += kNr) {
@@ -176,7 +191,8 @@ LR_INLINE void spread_rows(const uint8_t* source, size_t stride, size_t rows, si
     const uint8_t* row = source;
     for (size_t p = 0; p < rows; ++p, row += stride, out += kNr) {
 #pragma GCC unroll 4
-      for (size_t v = 0; v < kNv; ++v) V::store(out + v * kW, Source<kType>::vector(row, c + j + v * kW));
+      for (size_t v = 0; v < kNv; ++v)
+        V::store(out + v * kW, Source<kType>::vector(row, c + j + v * kW));
     }
   }
   if (j == n) return;
@@ -192,8 +208,8 @@ LR_INLINE void spread_rows(const uint8_t* source, size_t stride, size_t rows, si
 
 // B[kk][nn] = b[kk][nn]: rows are copied, cut into panels.
 template <DType kType, size_t kNr>
-void pack_straight(const Matrix& b, size_t k_begin, size_t k, size_t n_begin, size_t n, float* panels, size_t block_k,
-                   size_t at) {
+void pack_straight(const Matrix& b, size_t k_begin, size_t k, size_t n_begin, size_t n,
+                   float* panels, size_t block_k, size_t at) {
   constexpr size_t kRows = 16;    // what is read of them stays in L1
   constexpr size_t kPiece = 288;  // columns at a time: whole panels and whole units at every level
   static_assert(kPiece % kNr == 0 && kPiece % kUnit == 0);
@@ -203,12 +219,14 @@ void pack_straight(const Matrix& b, size_t k_begin, size_t k, size_t n_begin, si
       const size_t rows = k - p < kRows ? k - p : kRows;
       const uint8_t* source = static_cast<const uint8_t*>(b.data) + (k_begin + p) * b.stride;
       if constexpr (kIsScalar<kType>) {
-        spread_rows<kType, kNr>(source, b.stride, rows, n_begin + j, columns, panels + j * block_k, block_k, at + p);
+        spread_rows<kType, kNr>(source, b.stride, rows, n_begin + j, columns, panels + j * block_k,
+                                block_k, at + p);
       } else {
         alignas(64) float strip[kRows][kPiece];
-        for (size_t i = 0; i < rows; ++i) unpack_range<kType>(source + i * b.stride, n_begin + j, columns, strip[i]);
-        spread_rows<DType::kF32, kNr>((const uint8_t*)strip, sizeof strip[0], rows, 0, columns, panels + j * block_k, block_k,
-                                      at + p);
+        for (size_t i = 0; i < rows; ++i)
+          unpack_range<kType>(source + i * b.stride, n_begin + j, columns, strip[i]);
+        spread_rows<DType::kF32, kNr>((const uint8_t*)strip, sizeof strip[0], rows, 0, columns,
+                                      panels + j * block_k, block_k, at + p);
       }
     }
   }

@@ -1,8 +1,10 @@
-// Storage types in registers: each Source<type> turns a row's bytes into fp32 vectors, exactly as ggml's dequantize_row_* and
-// the gguf package do (fp32, a product and then a sum, no FMA). Part of gemm_kernels.cpp.
+// Storage types in registers: each Source<type> turns a row's bytes into fp32 vectors, exactly as
+// ggml's dequantize_row_* and the gguf package do (fp32, a product and then a sum, no FMA). Part of
+// gemm_kernels.cpp.
 //
-// Block types are read by units of 32 weights. Their layouts are ggml-common.h's; nibbles hold weight i low and i + 16 high in
-// the 32-blocks, and weight i low and i + 32 high in the K types. Frantar et al. and Kawrakow's llama.cpp PR 1684 (K types).
+// Block types are read by units of 32 weights. Their layouts are ggml-common.h's; nibbles hold
+// weight i low and i + 16 high in the 32-blocks, and weight i low and i + 32 high in the K types.
+// Frantar et al. and Kawrakow's llama.cpp PR 1684 (K types).
 #pragma once
 
 #include "core/dtype.h"
@@ -52,14 +54,17 @@ LR_INLINE void widen(U8x16 q, V::T* v) {
   v[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x));
   v[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(x, 8)));
 #elif defined(__aarch64__)
-  const int16x8_t low = vmovl_s8(vget_low_s8((int8x16_t)q)), high = vmovl_s8(vget_high_s8((int8x16_t)q));
+  const int16x8_t low = vmovl_s8(vget_low_s8((int8x16_t)q)),
+                  high = vmovl_s8(vget_high_s8((int8x16_t)q));
   v[0] = (V::T)vcvtq_f32_s32(vmovl_s16(vget_low_s16(low)));
   v[1] = (V::T)vcvtq_f32_s32(vmovl_s16(vget_high_s16(low)));
   v[2] = (V::T)vcvtq_f32_s32(vmovl_s16(vget_low_s16(high)));
   v[3] = (V::T)vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)));
 #else
-  const __m128i x = (__m128i)q;  // a byte in both halves of a word, then the word in both halves: shift the copy out
-  const __m128i low = _mm_srai_epi16(_mm_unpacklo_epi8(x, x), 8), high = _mm_srai_epi16(_mm_unpackhi_epi8(x, x), 8);
+  const __m128i x = (__m128i)
+      q;  // a byte in both halves of a word, then the word in both halves: shift the copy out
+  const __m128i low = _mm_srai_epi16(_mm_unpacklo_epi8(x, x), 8),
+                high = _mm_srai_epi16(_mm_unpackhi_epi8(x, x), 8);
   v[0] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(low, low), 16));
   v[1] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpackhi_epi16(low, low), 16));
   v[2] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(high, high), 16));
@@ -72,20 +77,23 @@ LR_INLINE Unit scaled(U8x16 low, U8x16 high, float d_low, float d_high) {
   Unit u;
   widen(low, u.v);
   widen(high, u.v + kUnitVectors / 2);
-  for (size_t i = 0; i < kUnitVectors; ++i) u.v[i] = V::mul(V::set(i < kUnitVectors / 2 ? d_low : d_high), u.v[i]);
+  for (size_t i = 0; i < kUnitVectors; ++i)
+    u.v[i] = V::mul(V::set(i < kUnitVectors / 2 ? d_low : d_high), u.v[i]);
   return u;
 }
 
 // weight = d · q + m, likewise.
 LR_INLINE Unit affine(U8x16 low, U8x16 high, float d_low, float d_high, float m_low, float m_high) {
   Unit u = scaled(low, high, d_low, d_high);
-  for (size_t i = 0; i < kUnitVectors; ++i) u.v[i] = V::add(u.v[i], V::set(i < kUnitVectors / 2 ? m_low : m_high));
+  for (size_t i = 0; i < kUnitVectors; ++i)
+    u.v[i] = V::add(u.v[i], V::set(i < kUnitVectors / 2 ? m_low : m_high));
   return u;
 }
 
 // The non-linear 4-bit codes of IQ4_NL and IQ4_XS.
 LR_INLINE U8x16 iq4_codes(U8x16 q) {
-  alignas(16) static constexpr int8_t kCodes[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+  alignas(16) static constexpr int8_t kCodes[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                                    1,    13,   25,  38,  53,  69,  89,  113};
 #if defined(__SSSE3__)
   return (U8x16)_mm_shuffle_epi8(_mm_load_si128((const __m128i*)kCodes), (__m128i)q);
 #elif defined(__aarch64__)
@@ -104,7 +112,8 @@ LR_INLINE U8x16 bits_of(U8x16 x, size_t shift, uint8_t mask) {
   const __m128i words = _mm_srl_epi16((__m128i)x, _mm_cvtsi32_si128(static_cast<int>(shift)));
   return (U8x16)words & splat(mask);
 #elif defined(__aarch64__)
-  return (U8x16)vshlq_u8((uint8x16_t)x, vdupq_n_s8(static_cast<int8_t>(-static_cast<int>(shift)))) & splat(mask);
+  return (U8x16)vshlq_u8((uint8x16_t)x, vdupq_n_s8(static_cast<int8_t>(-static_cast<int>(shift)))) &
+         splat(mask);
 #else
   return (x >> static_cast<uint8_t>(shift)) & splat(mask);
 #endif
@@ -120,7 +129,8 @@ LR_INLINE U8x16 spread_bits(uint16_t bits, uint8_t value) {
   const __m128i kByte = _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
   const U8x16 bytes = (U8x16)_mm_shuffle_epi8(_mm_cvtsi32_si128(bits), kByte);
 #else
-  const uint64_t low = (bits & 0xffu) * 0x0101010101010101u, high = (bits >> 8) * 0x0101010101010101u;
+  const uint64_t low = (bits & 0xffu) * 0x0101010101010101u,
+                 high = (bits >> 8) * 0x0101010101010101u;
   using U64x2 = uint64_t __attribute__((vector_size(16)));
   const U8x16 bytes = (U8x16)U64x2{low, high};
 #endif
@@ -176,7 +186,8 @@ struct Source<DType::kQ5_0> {  // d f16, high bits u32, nibbles[16]
     uint16_t low, high;
     memcpy(&low, b + 2, 2);
     memcpy(&high, b + 4, 2);
-    return scaled(((q & 15) | spread_bits(low, 16)) - 16, (bits_of(q, 4, 15) | spread_bits(high, 16)) - 16, d, d);
+    return scaled(((q & 15) | spread_bits(low, 16)) - 16,
+                  (bits_of(q, 4, 15) | spread_bits(high, 16)) - 16, d, d);
   }
 };
 
@@ -188,7 +199,8 @@ struct Source<DType::kQ5_1> {  // d f16, m f16, high bits u32, nibbles[16]
     uint16_t low, high;
     memcpy(&low, b + 4, 2);
     memcpy(&high, b + 6, 2);
-    return affine((q & 15) | spread_bits(low, 16), bits_of(q, 4, 15) | spread_bits(high, 16), d, d, m, m);
+    return affine((q & 15) | spread_bits(low, 16), bits_of(q, 4, 15) | spread_bits(high, 16), d, d,
+                  m, m);
   }
 };
 
@@ -202,7 +214,8 @@ struct Source<DType::kIQ4_NL> {  // d f16, nibbles[16]
 };
 
 template <>
-struct Source<DType::kIQ4_XS> {  // d f16, high scale bits u16, low scale nibbles[4], nibbles[128] by 32
+struct Source<DType::kIQ4_XS> {  // d f16, high scale bits u16, low scale nibbles[4], nibbles[128]
+                                 // by 32
   LR_INLINE Unit unit(const uint8_t* b, size_t sub) {
     const int low = (b[4 + sub / 2] >> (4 * (sub & 1))) & 15;
     const int high = (b[2 + sub / 4] >> (2 * (sub & 3))) & 3;
@@ -219,16 +232,17 @@ struct Source<DType::kQ2_K> {  // scale | min nibbles[16], 2-bit[64], d f16, dmi
     const uint8_t s0 = b[2 * sub], s1 = b[2 * sub + 1];
     const uint8_t* q = b + 16 + 32 * (sub / 4);
     const size_t shift = 2 * (sub & 3);
-    return affine(bits_of(load_bytes(q), shift, 3), bits_of(load_bytes(q + 16), shift, 3), d * static_cast<float>(s0 & 15),
-                  d * static_cast<float>(s1 & 15), -(dmin * static_cast<float>(s0 >> 4)),
-                  -(dmin * static_cast<float>(s1 >> 4)));
+    return affine(bits_of(load_bytes(q), shift, 3), bits_of(load_bytes(q + 16), shift, 3),
+                  d * static_cast<float>(s0 & 15), d * static_cast<float>(s1 & 15),
+                  -(dmin * static_cast<float>(s0 >> 4)), -(dmin * static_cast<float>(s1 >> 4)));
   }
 };
 
 template <>
 struct Source<DType::kQ3_K> {  // high bits[32], 2-bit[64], 6-bit scales[12], d f16
   LR_INLINE float scale(const uint8_t* s, size_t j) {
-    const int low = (s[j & 7] >> (4 * (j >> 3))) & 15, high = (s[8 + (j & 3)] >> (2 * (j >> 2))) & 3;
+    const int low = (s[j & 7] >> (4 * (j >> 3))) & 15,
+              high = (s[8 + (j & 3)] >> (2 * (j >> 2))) & 3;
     return static_cast<float>((low | (high << 4)) - 32);
   }
   LR_INLINE Unit unit(const uint8_t* b, size_t sub) {
@@ -237,9 +251,11 @@ struct Source<DType::kQ3_K> {  // high bits[32], 2-bit[64], 6-bit scales[12], d 
     const size_t shift = 2 * (sub & 3);
     const U8x16 bit = splat(static_cast<uint8_t>(1u << sub));
     // A clear high bit means minus 4.
-    const U8x16 less0 = (U8x16)((load_bytes(b) & bit) == 0) & 4, less1 = (U8x16)((load_bytes(b + 16) & bit) == 0) & 4;
-    return scaled(bits_of(load_bytes(q), shift, 3) - less0, bits_of(load_bytes(q + 16), shift, 3) - less1,
-                  d * scale(b + 96, 2 * sub), d * scale(b + 96, 2 * sub + 1));
+    const U8x16 less0 = (U8x16)((load_bytes(b) & bit) == 0) & 4,
+                less1 = (U8x16)((load_bytes(b + 16) & bit) == 0) & 4;
+    return scaled(bits_of(load_bytes(q), shift, 3) - less0,
+                  bits_of(load_bytes(q + 16), shift, 3) - less1, d * scale(b + 96, 2 * sub),
+                  d * scale(b + 96, 2 * sub + 1));
   }
 };
 
@@ -247,10 +263,12 @@ template <>
 struct Source<DType::kQ4_K> {  // d f16, dmin f16, scales[12], nibbles[128]
   LR_INLINE Unit unit(const uint8_t* b, size_t sub) {
     const ScaleMin s = k4_scale_min(b + 4, sub);
-    const float d = half_at(b) * static_cast<float>(s.scale), m = -(half_at(b + 2) * static_cast<float>(s.min));
+    const float d = half_at(b) * static_cast<float>(s.scale),
+                m = -(half_at(b + 2) * static_cast<float>(s.min));
     const uint8_t* q = b + 16 + 32 * (sub / 2);
     const size_t shift = 4 * (sub & 1);
-    return affine(bits_of(load_bytes(q), shift, 15), bits_of(load_bytes(q + 16), shift, 15), d, d, m, m);
+    return affine(bits_of(load_bytes(q), shift, 15), bits_of(load_bytes(q + 16), shift, 15), d, d,
+                  m, m);
   }
 };
 
@@ -258,11 +276,14 @@ template <>
 struct Source<DType::kQ5_K> {  // d f16, dmin f16, scales[12], high bits[32], nibbles[128]
   LR_INLINE Unit unit(const uint8_t* b, size_t sub) {
     const ScaleMin s = k4_scale_min(b + 4, sub);
-    const float d = half_at(b) * static_cast<float>(s.scale), m = -(half_at(b + 2) * static_cast<float>(s.min));
+    const float d = half_at(b) * static_cast<float>(s.scale),
+                m = -(half_at(b + 2) * static_cast<float>(s.min));
     const uint8_t* q = b + 48 + 32 * (sub / 2);
     const size_t shift = 4 * (sub & 1);
-    const U8x16 high0 = bits_of(load_bytes(b + 16), sub, 1) << 4, high1 = bits_of(load_bytes(b + 32), sub, 1) << 4;
-    return affine(bits_of(load_bytes(q), shift, 15) | high0, bits_of(load_bytes(q + 16), shift, 15) | high1, d, d, m, m);
+    const U8x16 high0 = bits_of(load_bytes(b + 16), sub, 1) << 4,
+                high1 = bits_of(load_bytes(b + 32), sub, 1) << 4;
+    return affine(bits_of(load_bytes(q), shift, 15) | high0,
+                  bits_of(load_bytes(q + 16), shift, 15) | high1, d, d, m, m);
   }
 };
 
@@ -274,8 +295,10 @@ struct Source<DType::kQ6_K> {  // low nibbles[128], high 2-bit[64], scales i8[16
     const uint8_t* low = b + 64 * half + 32 * (quarter & 1);
     const uint8_t* high = b + 128 + 32 * half;
     const size_t nibble = quarter < 2 ? 0 : 4, pair = 2 * quarter;
-    const U8x16 q0 = bits_of(load_bytes(low), nibble, 15) | (bits_of(load_bytes(high), pair, 3) << 4);
-    const U8x16 q1 = bits_of(load_bytes(low + 16), nibble, 15) | (bits_of(load_bytes(high + 16), pair, 3) << 4);
+    const U8x16 q0 =
+        bits_of(load_bytes(low), nibble, 15) | (bits_of(load_bytes(high), pair, 3) << 4);
+    const U8x16 q1 =
+        bits_of(load_bytes(low + 16), nibble, 15) | (bits_of(load_bytes(high + 16), pair, 3) << 4);
     const float s0 = static_cast<float>(static_cast<int8_t>(b[192 + 2 * sub]));
     const float s1 = static_cast<float>(static_cast<int8_t>(b[192 + 2 * sub + 1]));
     return scaled(q0 - 32, q1 - 32, d * s0, d * s1);
@@ -286,12 +309,16 @@ struct Source<DType::kQ6_K> {  // low nibbles[128], high 2-bit[64], scales i8[16
 template <>
 struct Source<DType::kF32> {
   LR_INLINE V::T vector(const uint8_t* row, size_t c) { return V::load((const float*)row + c); }
-  LR_INLINE V::T vector_n(const uint8_t* row, size_t c, size_t n) { return V::load_n((const float*)row + c, n); }
+  LR_INLINE V::T vector_n(const uint8_t* row, size_t c, size_t n) {
+    return V::load_n((const float*)row + c, n);
+  }
 };
 
 template <>
 struct Source<DType::kBF16> {
-  LR_INLINE V::T vector(const uint8_t* row, size_t c) { return V::load_bf16((const uint16_t*)row + c); }
+  LR_INLINE V::T vector(const uint8_t* row, size_t c) {
+    return V::load_bf16((const uint16_t*)row + c);
+  }
   LR_INLINE V::T vector_n(const uint8_t* row, size_t c, size_t n) {
     uint16_t h[V::kWidth] = {};
     memcpy(h, row + 2 * c, 2 * n);
@@ -301,7 +328,9 @@ struct Source<DType::kBF16> {
 
 template <>
 struct Source<DType::kF16> {
-  LR_INLINE V::T vector(const uint8_t* row, size_t c) { return V::load_f16((const uint16_t*)row + c); }
+  LR_INLINE V::T vector(const uint8_t* row, size_t c) {
+    return V::load_f16((const uint16_t*)row + c);
+  }
   LR_INLINE V::T vector_n(const uint8_t* row, size_t c, size_t n) {
     uint16_t h[V::kWidth] = {};
     memcpy(h, row + 2 * c, 2 * n);
@@ -313,10 +342,12 @@ template <DType kType>
 constexpr bool kIsScalar = kDTypes[static_cast<size_t>(kType)].block_elements == 1;
 
 template <DType kType>
-LR_INLINE Unit unit_at(const uint8_t* row, size_t index) {  // weights [32·index, 32·index + 32) of a row
+LR_INLINE Unit unit_at(const uint8_t* row,
+                       size_t index) {  // weights [32·index, 32·index + 32) of a row
   constexpr DTypeInfo kInfo = kDTypes[static_cast<size_t>(kType)];
   constexpr size_t kUnitsPerBlock = kInfo.block_elements / kUnit;
-  return Source<kType>::unit(row + index / kUnitsPerBlock * kInfo.block_bytes, index % kUnitsPerBlock);
+  return Source<kType>::unit(row + index / kUnitsPerBlock * kInfo.block_bytes,
+                             index % kUnitsPerBlock);
 }
 
 LR_INLINE void store_unit(float* out, const Unit& u) {
