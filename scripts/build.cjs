@@ -73,5 +73,8 @@ if (cmakeJs) {
   ]);
   run('cmake', ['--build', buildFolder, '--config', type, '--parallel']);
 }
+// Renamed into place: a process that has the old binary loaded keeps it whole.
 fs.mkdirSync(outFolder, { recursive: true });
-fs.copyFileSync(path.join(buildFolder, type, 'lowrank.node'), path.join(outFolder, 'lowrank.node'));
+const staged = path.join(outFolder, `lowrank.node.${process.pid}`);
+fs.copyFileSync(path.join(buildFolder, type, 'lowrank.node'), staged);
+fs.renameSync(staged, path.join(outFolder, 'lowrank.node'));
