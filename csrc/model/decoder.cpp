@@ -101,24 +101,50 @@ Status Decoder::attend(const LayerPlan& plan, const Batch& batch, const BlockSav
                            {key + c.kv_width(), c.qkv_width()}, {saved.attention, c.query_width()}, saved.lse);
 }
 
+// mid = input + O(attention)
+Status Decoder::add_attention(const LayerPlan& plan, const float* input, size_t tokens, uint64_t seed, const BlockSaved& saved,
+                              Workspace* w) const {
+  copy(context_, input, tokens * config_.hidden, w->mid);
+  float* const mid[] = {w->mid};
+  const size_t stride[] = {config_.hidden};
+  return lora_linear_forward(context_, linear_args(plan.output, tokens, saved.attention, saved.s_output, seed), mid, stride, true);
+}
+
+// The MLP up to silu(gate) * up, which is left in hidden_ffn.
+Status Decoder::gate_up(const LayerPlan& plan, size_t tokens, uint64_t seed, const BlockSaved& saved, Workspace* w) const {
+  const DecoderConfig& c = config_;
+  LR_RETURN_IF_ERROR(rmsnorm_forward(context_, w->mid, plan.post_norm, c.norm_eps, tokens, c.hidden, w->normed, saved.inv_rms_mid));
+  float* const y[] = {saved.gate_up, saved.gate_up + c.ffn};
+  const size_t strides[] = {2 * c.ffn, 2 * c.ffn};
+  LR_RETURN_IF_ERROR(lora_linear_forward(context_, linear_args(plan.gate_up, tokens, w->normed, saved.s_gate_up, seed), y, strides, false));
+  return swiglu_forward(context_, saved.gate_up, saved.gate_up + c.ffn, 2 * c.ffn, tokens, c.ffn, w->hidden_ffn);
+}
+
 // From the attention's output to the block's. `output` may be `input`.
 Status Decoder::finish_block(const LayerPlan& plan, const float* input, size_t tokens, uint64_t seed, const BlockSaved& saved,
                              Workspace* w, float* output) const {
-  const DecoderConfig& c = config_;
-  copy(context_, input, tokens * c.hidden, saved.mid);
-  float* const mid[] = {saved.mid};
-  const size_t hidden_stride[] = {c.hidden};
-  LR_RETURN_IF_ERROR(lora_linear_forward(context_, linear_args(plan.output, tokens, saved.attention, saved.s_output, seed), mid,
-                                         hidden_stride, true));
-  LR_RETURN_IF_ERROR(rmsnorm_forward(context_, saved.mid, plan.post_norm, c.norm_eps, tokens, c.hidden, w->normed, saved.inv_rms_mid));
-  float* const gate_up[] = {saved.gate_up, saved.gate_up + c.ffn};
-  const size_t gate_up_strides[] = {2 * c.ffn, 2 * c.ffn};
-  LR_RETURN_IF_ERROR(lora_linear_forward(context_, linear_args(plan.gate_up, tokens, w->normed, saved.s_gate_up, seed), gate_up,
-                                         gate_up_strides, false));
-  LR_RETURN_IF_ERROR(swiglu_forward(context_, saved.gate_up, saved.gate_up + c.ffn, 2 * c.ffn, tokens, c.ffn, w->hidden_ffn));
-  copy(context_, saved.mid, tokens * c.hidden, output);
+  LR_RETURN_IF_ERROR(add_attention(plan, input, tokens, seed, saved, w));
+  LR_RETURN_IF_ERROR(gate_up(plan, tokens, seed, saved, w));
+  copy(context_, w->mid, tokens * config_.hidden, output);
   float* const out[] = {output};
-  return lora_linear_forward(context_, linear_args(plan.down, tokens, w->hidden_ffn, saved.s_down, seed), out, hidden_stride, true);
+  const size_t stride[] = {config_.hidden};
+  return lora_linear_forward(context_, linear_args(plan.down, tokens, w->hidden_ffn, saved.s_down, seed), out, stride, true);
+}
+
+// What block_backward reads and was not kept, with the bits it had: `mid` always (a fortieth of a step buys a tenth of the memory), and with
+// checkpointing all but the block's output.
+Status Decoder::recompute(const LayerPlan& plan, const Batch& batch, const float* input, uint64_t seed, const BlockSaved& saved,
+                          Workspace* w) const {
+  const size_t tokens = batch.ids.size();
+  if (w->mode == Mode::kTrain) {
+    LR_RETURN_IF_ERROR(add_attention(plan, input, tokens, seed, saved, w));
+    return swiglu_forward(context_, saved.gate_up, saved.gate_up + config_.ffn, 2 * config_.ffn, tokens, config_.ffn, w->hidden_ffn);
+  }
+  LR_RETURN_IF_ERROR(project_qkv(plan, input, tokens, seed, saved, w));
+  LR_RETURN_IF_ERROR(attend(plan, batch, saved));
+  LR_RETURN_IF_ERROR(add_attention(plan, input, tokens, seed, saved, w));
+  LR_RETURN_IF_ERROR(gate_up(plan, tokens, seed, saved, w));
+  return lora_inner_forward(context_, linear_args(plan.down, tokens, w->hidden_ffn, saved.s_down, seed));
 }
 
 Status Decoder::forward(const ModelPlan& plan, const Batch& batch, Mode mode, uint64_t seed, Workspace* w) const {
@@ -223,11 +249,7 @@ Status Decoder::backward(const ModelPlan& plan, const Batch& batch, uint64_t see
   for (size_t l = plan.layers.size(); l-- > plan.lowest_trained_layer;) {
     const LayerPlan& layer = plan.layers[l];
     const BlockSaved& saved = w->block(l);
-    if (w->mode == Mode::kCheckpointed) {
-      LR_RETURN_IF_ERROR(project_qkv(layer, w->input(l), tokens, seed, saved, w));
-      LR_RETURN_IF_ERROR(attend(layer, batch, saved));
-      LR_RETURN_IF_ERROR(finish_block(layer, w->input(l), tokens, seed, saved, w, w->d_normed));
-    }
+    LR_RETURN_IF_ERROR(recompute(layer, batch, w->input(l), seed, saved, w));
     const bool needs_input_gradient = l > plan.lowest_trained_layer || plan.grad_embedding != nullptr;
     LR_RETURN_IF_ERROR(block_backward(layer, batch, w->input(l), seed, saved, needs_input_gradient, w));
   }
@@ -235,7 +257,7 @@ Status Decoder::backward(const ModelPlan& plan, const Batch& batch, uint64_t see
   return embedding_backward(context_, batch.ids.data(), tokens, w->d_stream, config_.vocab, config_.hidden, plan.grad_embedding);
 }
 
-// d_stream holds the gradient of the block's output and becomes that of its input.
+// After recompute: d_stream holds the gradient of the block's output and becomes that of its input.
 Status Decoder::block_backward(const LayerPlan& plan, const Batch& batch, const float* input, uint64_t seed, const BlockSaved& saved,
                                bool needs_input_gradient, Workspace* w) const {
   const DecoderConfig& c = config_;
@@ -243,18 +265,17 @@ Status Decoder::block_backward(const LayerPlan& plan, const Batch& batch, const 
   const float* const d_stream[] = {w->d_stream};
   const size_t hidden_stride[] = {c.hidden};
 
-  // MLP. The inputs of the linears are computed again from what was kept: cheaper than keeping them.
-  LR_RETURN_IF_ERROR(swiglu_forward(context_, saved.gate_up, saved.gate_up + c.ffn, 2 * c.ffn, tokens, c.ffn, w->hidden_ffn));
+  // MLP.
   LR_RETURN_IF_ERROR(lora_linear_backward(context_, linear_args(plan.down, tokens, w->hidden_ffn, saved.s_down, seed), d_stream,
                                           hidden_stride, w->d_ffn, c.ffn, false));
   LR_RETURN_IF_ERROR(swiglu_backward(context_, saved.gate_up, saved.gate_up + c.ffn, 2 * c.ffn, w->d_ffn, tokens, c.ffn, saved.gate_up,
                                      saved.gate_up + c.ffn, 2 * c.ffn));
-  LR_RETURN_IF_ERROR(rmsnorm_forward(context_, saved.mid, plan.post_norm, c.norm_eps, tokens, c.hidden, w->normed, saved.inv_rms_mid));
+  LR_RETURN_IF_ERROR(rmsnorm_forward(context_, w->mid, plan.post_norm, c.norm_eps, tokens, c.hidden, w->normed, saved.inv_rms_mid));
   const float* const d_gate_up[] = {saved.gate_up, saved.gate_up + c.ffn};  // the gradient has taken their place
   const size_t gate_up_strides[] = {2 * c.ffn, 2 * c.ffn};
   LR_RETURN_IF_ERROR(lora_linear_backward(context_, linear_args(plan.gate_up, tokens, w->normed, saved.s_gate_up, seed), d_gate_up,
                                           gate_up_strides, w->d_normed, c.hidden, false));
-  LR_RETURN_IF_ERROR(rmsnorm_backward(context_, saved.mid, plan.post_norm, saved.inv_rms_mid, w->d_normed, tokens, c.hidden, w->d_stream,
+  LR_RETURN_IF_ERROR(rmsnorm_backward(context_, w->mid, plan.post_norm, saved.inv_rms_mid, w->d_normed, tokens, c.hidden, w->d_stream,
                                       true, plan.grad_post_norm));
 
   // Attention.

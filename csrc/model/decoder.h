@@ -46,7 +46,10 @@ class Decoder {
  private:
   Status rope_tables(const Batch&, Workspace*) const;
   Status project_qkv(const LayerPlan&, const float* input, size_t tokens, uint64_t seed, const BlockSaved&, Workspace*) const;
+  Status add_attention(const LayerPlan&, const float* input, size_t tokens, uint64_t seed, const BlockSaved&, Workspace*) const;
+  Status gate_up(const LayerPlan&, size_t tokens, uint64_t seed, const BlockSaved&, Workspace*) const;
   Status finish_block(const LayerPlan&, const float* input, size_t tokens, uint64_t seed, const BlockSaved&, Workspace*, float* output) const;
+  Status recompute(const LayerPlan&, const Batch&, const float* input, uint64_t seed, const BlockSaved&, Workspace*) const;
   Status attend(const LayerPlan&, const Batch&, const BlockSaved&) const;
   Status block_backward(const LayerPlan&, const Batch&, const float* input, uint64_t seed, const BlockSaved&, bool needs_input_gradient,
                         Workspace*) const;

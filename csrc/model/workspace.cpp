@@ -40,7 +40,6 @@ BlockSaved lay_block(Layout& layout, const DecoderConfig& c, const LayerPlan& pl
   b.qkv = layout.floats(kSaved, t, c.qkv_width());
   b.attention = layout.floats(kSaved, t, c.query_width());
   b.lse = layout.floats(kSaved, t, c.heads);
-  b.mid = layout.floats(kSaved, t, c.hidden);
   b.inv_rms_in = layout.floats(kSaved, t, 1);
   b.inv_rms_mid = layout.floats(kSaved, t, 1);
   b.gate_up = layout.floats(kSaved, t, 2 * c.ffn);
@@ -75,6 +74,7 @@ void lay_out(Layout& layout, const DecoderConfig& c, const ModelPlan& plan, Mode
   }
   constexpr const char* kScratch = "workspace";
   const size_t wide = std::max({c.ffn, c.qkv_width(), c.hidden}), narrow = std::max(c.hidden, c.query_width());
+  w->mid = layout.floats(kScratch, t, c.hidden);
   w->normed = layout.floats(kScratch, t, c.hidden);
   w->hidden_ffn = layout.floats(kScratch, t, std::max(c.ffn, c.hidden));
   w->cos = layout.floats(kScratch, t, c.rope.rotary_dim / 2);

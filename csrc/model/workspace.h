@@ -12,7 +12,7 @@ namespace lowrank {
 
 enum class Mode {
   kForward,        // nothing is kept for a backward
-  kTrain,          // every block keeps what its backward reads
+  kTrain,          // every block keeps what its backward reads, but for what is cheap to compute again
   kCheckpointed,   // a block keeps only its input; the rest is computed again in the backward
 };
 
@@ -21,7 +21,6 @@ struct BlockSaved {
   float* qkv;        // [T, qkv_width], q and k rotated
   float* attention;  // [T, query_width]
   float* lse;        // [T, heads]
-  float* mid;        // [T, hidden]: the residual stream after attention
   float* inv_rms_in;   // [T]
   float* inv_rms_mid;  // [T]
   float* gate_up;    // [T, 2 * ffn]
@@ -37,6 +36,7 @@ struct Workspace {
 
   std::vector<float*> inputs;      // [layers + 1] of [T, hidden]: each block's input, then the last block's output; one shared when forward only
   std::vector<BlockSaved> blocks;  // a block's own, or one shared
+  float* mid = nullptr;            // [T, hidden]: the residual stream after a block's attention
   float* normed = nullptr;         // [T, hidden]
   float* hidden_ffn = nullptr;     // [T, ffn]
   float* cos = nullptr;            // [T, rotary_dim / 2]

@@ -274,23 +274,25 @@ size_t lora_rank_sum(std::span<const Projection> group) {
   return sum;
 }
 
+Status lora_inner_forward(Context& context, const LinearArgs& args) {
+  Scratch& scratch = thread_scratch();
+  const size_t ranks = lora_rank_sum(args.group);
+  if (args.tokens == 0 || ranks == 0) return {};
+  const std::vector<Run> runs = runs_of(args.group);
+  const bool dropout =
+      std::any_of(runs.begin(), runs.end(), [](const Run& run) { return run.dropped(); });
+  if (args.tokens <= kGemmMaxDotRows && !dropout) return project_few(context, args, ranks, scratch);
+  for (const Run& run : runs) LR_RETURN_IF_ERROR(project_run(context, args, run, ranks, scratch));
+  return {};
+}
+
 Status lora_linear_forward(Context& context, const LinearArgs& args, std::span<float* const> y,
                            std::span<const size_t> y_stride, bool accumulate) {
   LR_RETURN_IF_ERROR(check(args, y.size(), y_stride, "y"));
   if (args.tokens == 0) return {};
+  LR_RETURN_IF_ERROR(lora_inner_forward(context, args));
   Scratch& scratch = thread_scratch();
   const size_t ranks = lora_rank_sum(args.group);
-  if (ranks > 0) {
-    const std::vector<Run> runs = runs_of(args.group);
-    const bool dropout =
-        std::any_of(runs.begin(), runs.end(), [](const Run& run) { return run.dropped(); });
-    if (args.tokens <= kGemmMaxDotRows && !dropout) {
-      LR_RETURN_IF_ERROR(project_few(context, args, ranks, scratch));
-    } else {
-      for (const Run& run : runs)
-        LR_RETURN_IF_ERROR(project_run(context, args, run, ranks, scratch));
-    }
-  }
 
   scratch.terms.clear();
   scratch.parts.clear();

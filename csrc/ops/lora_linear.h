@@ -46,6 +46,9 @@ struct LinearArgs {
   uint64_t seed = 0;         // of this step's dropout masks
 };
 
+// s alone: what a recompute needs where the backward will not read y.
+Status lora_inner_forward(Context&, const LinearArgs&);
+
 Status lora_linear_forward(Context&, const LinearArgs&, std::span<float* const> y, std::span<const size_t> y_stride,
                            bool accumulate);
 
