@@ -3,7 +3,8 @@ import { fileURLToPath } from 'node:url';
 import { type ErrorCode, LowrankError } from './errors.ts';
 
 // The contract with csrc/addon: this file alone loads the binary. Options are validated before they get here; native code
-// checks shapes and file contents again and throws errors that carry `code`.
+// checks shapes and file contents again and throws errors that carry `code`. Calls whose work grows with the model return promises; arrays given
+// to one must stay as they are until it settles.
 
 /** A value of a GGUF file's metadata. 64-bit integers beyond 2^53 are bigint. */
 export type GgufValue = string | number | bigint | boolean | GgufValue[];
@@ -22,12 +23,14 @@ export interface NativeTensorFile {
   readonly path: string;
   readonly format: 'safetensors' | 'gguf';
   tensors(): NativeTensorInfo[];
-  /** safetensors' __metadata__ (strings) or GGUF's key-value pairs. */
-  metadata(): Record<string, GgufValue>;
+  /** safetensors' __metadata__ (strings) or GGUF's key-value pairs; of those, the ones that take at most `mostBytes` in the file. */
+  metadata(mostBytes?: number): Record<string, GgufValue>;
   /** Any float or block type as fp32. */
   read(name: string): Float32Array;
-  /** The tensor's bytes as they lie in the file. */
-  readRaw(name: string): Uint8Array;
+  /** The same on another thread. */
+  readAsync(name: string): Promise<Float32Array>;
+  /** The tensor's bytes from `begin` (default: the first) to before `end` (default: the last) as they lie in the file. */
+  readRaw(name: string, begin?: number, end?: number): Uint8Array;
   close(): void;
 }
 
@@ -77,6 +80,9 @@ export interface NativeModelConfig {
   windows: number[];
   rope: NativeRopeConfig;
 }
+
+/** Storage types that can be converted to. */
+export type NativeFloatType = 'F32' | 'BF16' | 'F16';
 
 /** T packed tokens of several sequences; never padded. */
 export interface NativeBatch {
@@ -155,16 +161,16 @@ export interface NativeModel {
    * Uses a file's tensor in place, in its storage type. `unpermuteHeads`: rows lie in interleaved-RoPE order for that many heads (as
    * in llama GGUFs) and are copied back to half-split order.
    */
-  bind(slot: string, file: NativeTensorFile, tensor: string, unpermuteHeads?: number): void;
+  bind(slot: string, file: NativeTensorFile, tensor: string, unpermuteHeads?: number): Promise<void>;
   /** Copies values; matrices are stored as `dtype` (default F32), vectors always as F32. */
-  setTensor(slot: string, data: Float32Array, dtype?: 'F32' | 'BF16' | 'F16'): void;
+  setTensor(slot: string, data: Float32Array, dtype?: NativeFloatType): Promise<void>;
   /** Throws INVALID_CONFIG listing the slots without a tensor. */
   ready(): void;
 
   /** Adds an adapter with its LoRA modules, A and B zero; an active adapter's parameters take part in forward. */
-  addAdapter(adapter: string, modules: NativeLoraModule[]): void;
+  addAdapter(adapter: string, modules: NativeLoraModule[]): Promise<void>;
   /** Gives `adapter` its own fp32 copy of a base tensor, used in its place while the adapter is active (modules_to_save, biases). */
-  addOverride(adapter: string, slot: string): void;
+  addOverride(adapter: string, slot: string): Promise<void>;
   removeAdapter(adapter: string): void;
   setActiveAdapters(adapters: string[]): void;
   /** Marks which parameters receive gradients. */
@@ -172,9 +178,10 @@ export interface NativeModel {
 
   /** Base tensors, then adapters' parameters; overrides are named `${slot}.${adapter}`. */
   parameters(): NativeParameter[];
-  /** fp32 copy of a parameter. */
-  readParameter(name: string): Float32Array;
-  writeParameter(name: string, data: Float32Array): void;
+  /** Copy of a parameter: fp32 values, or the bits of `dtype`, rounded to nearest even. */
+  readParameter(name: string, dtype?: 'F32'): Promise<Float32Array>;
+  readParameter(name: string, dtype: NativeFloatType): Promise<Float32Array | Uint16Array>;
+  writeParameter(name: string, data: Float32Array): Promise<void>;
 
   /** Logits [T, vocabSize]. */
   logits(batch: NativeBatch): Promise<Float32Array>;
@@ -206,12 +213,12 @@ export interface NativeSession {
    * weight decay.
    */
   update(options: NativeAdamW): Promise<{ gradNorm: number; skipped: boolean }>;
-  zeroGradients(): void;
-  readGradient(name: string): Float32Array;
+  zeroGradients(): Promise<void>;
+  readGradient(name: string): Promise<Float32Array>;
   /** Updates so far: AdamW's t. */
   optimizerStep: number;
-  readOptimizer(name: string): { m: Float32Array; v: Float32Array };
-  writeOptimizer(name: string, m: Float32Array, v: Float32Array): void;
+  readOptimizer(name: string): Promise<{ m: Float32Array; v: Float32Array }>;
+  writeOptimizer(name: string, m: Float32Array, v: Float32Array): Promise<void>;
   /** Bytes held, by component, for micro-batches of up to `maxTokens`. */
   plan(): Record<string, number>;
   dispose(): void;

@@ -116,11 +116,11 @@ export class Quadratic implements Trainable {
         this.weights[i] = (this.weights[i] as number) * (1 - learningRate * weightDecay) - learningRate * change;
       });
     }
-    this.zeroGradients();
+    await this.zeroGradients();
     return { gradNorm, skipped };
   }
 
-  zeroGradients(): void {
+  async zeroGradients(): Promise<void> {
     this.gradient.fill(0);
   }
 

@@ -114,19 +114,19 @@ describe('forward and loss over batches', () => {
           .sort(),
       );
       for (const [name, gradient] of gradients) {
-        const values = small.core.native.readParameter(name);
+        const values = await small.core.native.readParameter(name);
         const largest = gradient.data.reduce((best, value, i) => (Math.abs(value) > Math.abs(gradient.data[best] as number) ? i : best), 0);
         // The change of an fp32 loss is known to about 1e-7 / step.
         const step = 1e-2;
         const lossAt = async (value: number) => {
           const changed = values.slice();
           changed[largest] = value;
-          small.core.native.setTensor(name, changed);
+          await small.core.native.setTensor(name, changed);
           return (await small.loss(batch)).loss;
         };
         const at = values[largest] as number;
         const slope = ((await lossAt(at + step)) - (await lossAt(at - step))) / (2 * step);
-        small.core.native.setTensor(name, values);
+        await small.core.native.setTensor(name, values);
         const analytic = gradient.data[largest] as number;
         assert.ok(
           Math.abs(slope - analytic) < 1e-4 + 0.02 * Math.abs(analytic),

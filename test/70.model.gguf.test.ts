@@ -47,14 +47,16 @@ function interleaved(values: Float32Array, heads: number, columns: number): Floa
 }
 
 /** The tensors of a model as llama.cpp's converter writes them. */
-function tensorsOf(model: CausalLM, architecture: string): GgufTensor[] {
+async function tensorsOf(model: CausalLM, architecture: string): Promise<GgufTensor[]> {
   const { heads, kvHeads } = model.core.native.config;
-  return model.parameters().map(({ name, shape }) => {
-    let data = model.core.native.readParameter(name);
+  const tensors: GgufTensor[] = [];
+  for (const { name, shape } of model.parameters()) {
+    let data = await model.core.native.readParameter(name);
     const [, part] = /\.([qk])_proj\./.exec(name) ?? [];
     if (architecture === 'llama' && part) data = interleaved(data, part === 'q' ? heads : kvHeads, shape[1] ?? 1);
-    return { name: ggufName(name), dims: [...shape].reverse(), data: f32(...data) };
-  });
+    tensors.push({ name: ggufName(name), dims: [...shape].reverse(), data: f32(...data) });
+  }
+  return tensors;
 }
 
 function metadataOf(model: CausalLM, architecture: string, more: Metadata = []): Metadata {
@@ -75,8 +77,8 @@ function metadataOf(model: CausalLM, architecture: string, more: Metadata = []):
 }
 
 /** A GGUF file of a model. */
-function ggufOf(model: CausalLM, architecture: string, more: Metadata = [], extra: GgufTensor[] = []): string {
-  const bytes = gguf({ metadata: metadataOf(model, architecture, more), tensors: [...tensorsOf(model, architecture), ...extra] });
+async function ggufOf(model: CausalLM, architecture: string, more: Metadata = [], extra: GgufTensor[] = []): Promise<string> {
+  const bytes = gguf({ metadata: metadataOf(model, architecture, more), tensors: [...(await tensorsOf(model, architecture)), ...extra] });
   return put(temporaryFolder(), 'model.gguf', bytes);
 }
 
@@ -134,7 +136,7 @@ describe('GGUF models', () => {
   for (const [what, architecture, changes, more] of same) {
     it(`give the logits of the same weights in safetensors: ${what}`, async () => {
       const model = await CausalLM.fromConfig(tinyConfig(changes), { seed: 51 });
-      const loaded = await CausalLM.fromPretrained(ggufOf(model, architecture, more));
+      const loaded = await CausalLM.fromPretrained(await ggufOf(model, architecture, more));
       assert.deepEqual(loaded.core.native.config, model.core.native.config);
       assert.deepEqual((await loaded.forward(kInput)).data, (await model.forward(kInput)).data);
     });
@@ -155,12 +157,12 @@ describe('GGUF models', () => {
       return 1 / ((1 - smooth) / 32 + smooth);
     });
     const frequencies = (values: number[]): GgufTensor => ({ name: 'rope_freqs.weight', dims: [32], data: f32(...values) });
-    const loaded = await CausalLM.fromPretrained(ggufOf(model, 'llama', [], [frequencies(divisors)]));
+    const loaded = await CausalLM.fromPretrained(await ggufOf(model, 'llama', [], [frequencies(divisors)]));
     assert.deepEqual(loaded.config.rope_scaling, scaling);
     assert.deepEqual((await loaded.forward(kInput)).data, (await model.forward(kInput)).data);
     divisors[20] = 5;
     await assertFails(
-      () => CausalLM.fromPretrained(ggufOf(model, 'llama', [], [frequencies(divisors)])),
+      async () => CausalLM.fromPretrained(await ggufOf(model, 'llama', [], [frequencies(divisors)])),
       'UNSUPPORTED_MODEL',
       /rope_freqs\.weight/,
     );
@@ -174,7 +176,7 @@ describe('GGUF models', () => {
       ['tokenizer.ggml.eom_token_id', 'uint32', 0xffffffff],
       ['tokenizer.ggml.bos_token_id', 'uint32', 1],
     ];
-    const loaded = await CausalLM.fromPretrained(ggufOf(model, 'llama', ids));
+    const loaded = await CausalLM.fromPretrained(await ggufOf(model, 'llama', ids));
     assert.deepEqual(loaded.core.eosIds, [3, 7]);
     assert.deepEqual([loaded.config.eos_token_id, loaded.config.bos_token_id], [[3, 7], 1]);
   });
@@ -199,14 +201,18 @@ describe('GGUF models', () => {
       const model = await CausalLM.fromConfig(tinyConfig());
       const changed = new Map(metadataOf(model, 'llama').map((entry) => [entry[0], entry]));
       for (const entry of change) changed.set(entry[0], entry);
-      const path = put(temporaryFolder(), 'model.gguf', gguf({ metadata: [...changed.values()], tensors: tensorsOf(model, 'llama') }));
+      const path = put(
+        temporaryFolder(),
+        'model.gguf',
+        gguf({ metadata: [...changed.values()], tensors: await tensorsOf(model, 'llama') }),
+      );
       await assertFails(() => CausalLM.fromPretrained(path), code, pattern);
     });
   }
 
   it('are refused with an unknown tensor', async () => {
     const model = await CausalLM.fromConfig(tinyConfig());
-    const path = ggufOf(model, 'llama', [], [{ name: 'blk.0.attn_q_norm.weight', dims: [8], data: f32(...new Float32Array(8)) }]);
+    const path = await ggufOf(model, 'llama', [], [{ name: 'blk.0.attn_q_norm.weight', dims: [8], data: f32(...new Float32Array(8)) }]);
     await assertFails(() => CausalLM.fromPretrained(path), 'INVALID_CONFIG', /unexpected blk\.0\.attn_q_norm\.weight/);
   });
 

@@ -68,12 +68,12 @@ describe('loading models from folders', () => {
       { seed: 1 },
     );
     const read = (name: string) => model.core.native.readParameter(name);
-    const embedding = read('model.embed_tokens.weight');
+    const embedding = await read('model.embed_tokens.weight');
     assert.ok(embedding.subarray(4 * 24, 5 * 24).every((value) => value === 0));
     const deviation = Math.sqrt(embedding.reduce((sum, value) => sum + value * value, 0) / (embedding.length - 24));
     assert.ok(Math.abs(deviation - 0.1) < 0.003, `deviation ${deviation}`);
-    assert.ok(read('model.norm.weight').every((value) => value === 1));
-    assert.ok(read('model.layers.0.self_attn.q_proj.bias').every((value) => value === 0));
+    assert.ok((await read('model.norm.weight')).every((value) => value === 1));
+    assert.ok((await read('model.layers.0.self_attn.q_proj.bias')).every((value) => value === 0));
   });
 
   it('keeps bfloat16 as it is stored and converts it when float32 is asked for', async () => {

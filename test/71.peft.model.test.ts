@@ -5,7 +5,7 @@ import { assertFails, deleteTemporaryFolders, largestDifference, temporaryFolder
 const kInput = { inputIds: [[1, 2, 3, 4, 5, 6]] };
 const kConfig = { r: 4, loraAlpha: 8, targetModules: ['q_proj', 'down_proj'] };
 
-function valuesOf(model: CausalLM, name: string): Float32Array {
+function valuesOf(model: CausalLM, name: string): Promise<Float32Array> {
   return model.core.native.readParameter(name);
 }
 
@@ -14,14 +14,14 @@ async function logitsOf(model: CausalLM): Promise<Float32Array> {
 }
 
 /** Gives B values, so that the adapter changes something. */
-function fillB(model: PeftModel, adapter = 'default', factor = 1): void {
+async function fillB(model: PeftModel, adapter = 'default', factor = 1): Promise<void> {
   for (const { name, shape } of model.core.native.parameters()) {
     if (!name.endsWith(`.lora_B.${adapter}`)) continue;
     const values = Float32Array.from(
       { length: (shape[0] as number) * (shape[1] as number) },
       (_, i) => factor * 0.3 * Math.sin(i + name.length),
     );
-    model.core.native.writeParameter(name, values);
+    await model.core.native.writeParameter(name, values);
   }
 }
 
@@ -39,27 +39,27 @@ describe('PeftModel', () => {
     const before = await logitsOf(base);
     const model = await getPeftModel(base, { ...kConfig, r: 16 });
     assert.deepEqual(await logitsOf(model), before);
-    const a = valuesOf(model, 'model.layers.1.mlp.down_proj.lora_A.default');
+    const a = await valuesOf(model, 'model.layers.1.mlp.down_proj.lora_A.default');
     const bound = 1 / Math.sqrt(40);
     assert.ok(a.every((value) => Math.abs(value) <= bound));
     assert.ok(Math.max(...a) > 0.95 * bound && Math.min(...a) < -0.95 * bound);
-    assert.ok(valuesOf(model, 'model.layers.1.mlp.down_proj.lora_B.default').every((value) => value === 0));
+    assert.ok((await valuesOf(model, 'model.layers.1.mlp.down_proj.lora_B.default')).every((value) => value === 0));
   });
 
   it("draws A normal with deviation 1 / r for 'gaussian', and both at random for false", async () => {
     const gaussian = await getPeftModel(base, { ...kConfig, r: 32, initLoraWeights: 'gaussian' }, 'gaussian');
-    const a = valuesOf(gaussian, 'model.layers.0.mlp.down_proj.lora_A.gaussian');
+    const a = await valuesOf(gaussian, 'model.layers.0.mlp.down_proj.lora_A.gaussian');
     const deviation = Math.sqrt(a.reduce((sum, value) => sum + value * value, 0) / a.length);
     assert.ok(Math.abs(deviation * 32 - 1) < 0.1, `deviation ${deviation}`);
     const random = await getPeftModel(gaussian, { ...kConfig, initLoraWeights: false }, 'random');
-    const b = valuesOf(random, 'model.layers.0.mlp.down_proj.lora_B.random');
+    const b = await valuesOf(random, 'model.layers.0.mlp.down_proj.lora_B.random');
     assert.ok(b.some((value) => value !== 0) && b.every((value) => Math.abs(value) <= 0.5));
   });
 
   it('draws the same weights for the same seed', async () => {
     const weights = async (seed: number) => {
       const other = await CausalLM.fromConfig(tinyConfig());
-      return valuesOf(await getPeftModel(other, kConfig, 'default', { seed }), 'model.layers.2.self_attn.q_proj.lora_A.default');
+      return await valuesOf(await getPeftModel(other, kConfig, 'default', { seed }), 'model.layers.2.self_attn.q_proj.lora_A.default');
     };
     assert.deepEqual(await weights(4), await weights(4));
     assert.notDeepEqual(await weights(4), await weights(5));
@@ -81,10 +81,10 @@ describe('PeftModel', () => {
   it('adds up active adapters, switches between them and computes without any', async () => {
     const plain = await logitsOf(base);
     const model = await getPeftModel(base, kConfig, 'one');
-    fillB(model, 'one');
+    await fillB(model, 'one');
     const one = await logitsOf(model);
     await getPeftModel(model, { ...kConfig, loraAlpha: 2 }, 'two');
-    fillB(model, 'two', -2);
+    await fillB(model, 'two', -2);
     assert.deepEqual(model.activeAdapters, ['two']);
     const two = await logitsOf(model);
     assert.ok(largestDifference(one, plain) > 1e-2 && largestDifference(two, plain) > 1e-2 && largestDifference(one, two) > 1e-2);
@@ -109,7 +109,7 @@ describe('PeftModel', () => {
 
   it('gives the gradients of LoRA, overrides and biases that finite differences give', async () => {
     const model = await getPeftModel(base, { ...kConfig, bias: 'lora_only', modulesToSave: ['lm_head', 'model.norm'] });
-    fillB(model);
+    await fillB(model);
     const batch = { ...kInput, labels: kInput.inputIds };
     const { gradients } = await model.lossAndGradients(batch);
     assert.equal(gradients.size, 12 + 3 + 2);
@@ -117,18 +117,18 @@ describe('PeftModel', () => {
     const parameters = model.core.native.parameters();
     for (const [key, gradient] of gradients) {
       const name = parameters[natives.get(key) as number]?.name as string;
-      const values = valuesOf(model, name);
+      const values = await valuesOf(model, name);
       const largest = gradient.data.reduce((best, value, i) => (Math.abs(value) > Math.abs(gradient.data[best] as number) ? i : best), 0);
       const step = 1e-2;
       const lossAt = async (value: number) => {
         const changed = values.slice();
         changed[largest] = value;
-        model.core.native.writeParameter(name, changed);
+        await model.core.native.writeParameter(name, changed);
         return (await model.loss(batch)).loss;
       };
       const at = values[largest] as number;
       const slope = ((await lossAt(at + step)) - (await lossAt(at - step))) / (2 * step);
-      model.core.native.writeParameter(name, values);
+      await model.core.native.writeParameter(name, values);
       const analytic = gradient.data[largest] as number;
       assert.ok(Math.abs(slope - analytic) < 1e-4 + 0.02 * Math.abs(analytic), `${key}[${largest}]: ${analytic}, by differences ${slope}`);
     }

@@ -14,6 +14,8 @@ class Work final : public Napi::AsyncWorker {
         work_(std::move(work)),
         resolve_(std::move(resolve)),
         keep_(Napi::Persistent(keep)) {}
+  // Resolves with `result`.
+  Work(Napi::Env env, std::function<Status()> work, Napi::Object result) : Work(env, std::move(work), nullptr, result) {}
 
   Napi::Promise promise() const { return deferred_.Promise(); }
 
@@ -22,7 +24,7 @@ class Work final : public Napi::AsyncWorker {
   void OnOK() override {
     const Napi::HandleScope scope(Env());
     if (status_.ok()) {
-      deferred_.Resolve(resolve_(Env()));
+      deferred_.Resolve(resolve_ ? resolve_(Env()) : keep_.Value());
     } else {
       deferred_.Reject(to_error(Env(), status_).Value());
     }
@@ -65,6 +67,12 @@ Napi::Error to_error(Napi::Env env, const Status& status) {
 Napi::Promise run_async(Napi::Env env, std::function<Status()> work, std::function<Napi::Value(Napi::Env)> resolve,
                         Napi::Object keep) {
   Work* worker = new Work(env, std::move(work), std::move(resolve), keep);  // deletes itself when done
+  worker->Queue();
+  return worker->promise();
+}
+
+Napi::Promise run_async(Napi::Env env, std::function<Status()> work, Napi::Object result) {
+  Work* worker = new Work(env, std::move(work), result);  // deletes itself when done
   worker->Queue();
   return worker->promise();
 }

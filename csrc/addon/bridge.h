@@ -21,6 +21,8 @@ inline void throw_status(Napi::Env env, const Status& status) { to_error(env, st
 // must live until then.
 Napi::Promise run_async(Napi::Env env, std::function<Status()> work, std::function<Napi::Value(Napi::Env)> resolve,
                         Napi::Object keep);
+// The same where `work` fills `result`, which is made before and lives until then.
+Napi::Promise run_async(Napi::Env env, std::function<Status()> work, Napi::Object result);
 
 // Typed arguments. Each returns false after throwing INVALID_OPTION that names `what`.
 bool get_string(const Napi::Value& value, const char* what, std::string* out);

@@ -1,5 +1,6 @@
 #include "addon/files.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -33,6 +34,7 @@ class FileObject final : public Napi::ObjectWrap<FileObject> {
                         InstanceMethod("tensors", &FileObject::tensors),
                         InstanceMethod("metadata", &FileObject::metadata),
                         InstanceMethod("read", &FileObject::read),
+                        InstanceMethod("readAsync", &FileObject::read_async),
                         InstanceMethod("readRaw", &FileObject::read_raw),
                         InstanceMethod("close", &FileObject::close)});
   }
@@ -68,6 +70,7 @@ class FileObject final : public Napi::ObjectWrap<FileObject> {
   Napi::Value tensors(const Napi::CallbackInfo& info);
   Napi::Value metadata(const Napi::CallbackInfo& info);
   Napi::Value read(const Napi::CallbackInfo& info);
+  Napi::Value read_async(const Napi::CallbackInfo& info);
   Napi::Value read_raw(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info) {
     file_.reset();
@@ -99,9 +102,11 @@ Napi::Value FileObject::tensors(const Napi::CallbackInfo& info) {
 
 Napi::Value FileObject::metadata(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
+  size_t most_bytes = SIZE_MAX;
   if (!is_open(env)) return env.Undefined();
+  if (!info[0].IsUndefined() && !get_size(info[0], "mostBytes", &most_bytes)) return env.Undefined();
   const Napi::Object object = Napi::Object::New(env);
-  for (const std::string_view key : file_->metadata_keys()) {
+  for (const std::string_view key : file_->metadata_keys(most_bytes)) {
     const Napi::HandleScope scope(env);
     const Result<MetadataValue> value = file_->metadata(key);
     if (!value.ok()) return throw_status(env, value.status()), env.Undefined();
@@ -111,47 +116,78 @@ Napi::Value FileObject::metadata(const Napi::CallbackInfo& info) {
   return object;
 }
 
-Napi::Value FileObject::read(const Napi::CallbackInfo& info) {
-  const Napi::Env env = info.Env();
-  const TensorInfo* const tensor = argument(info);
-  if (tensor == nullptr) return env.Undefined();
-  const Result<Matrix> rows = file_->rows(*tensor);
-  if (!rows.ok()) return throw_status(env, rows.status()), env.Undefined();
-  const size_t elements = rows.value().rows * rows.value().cols;
+// A float tensor's values: the matrix to unpack, and the array that they go to. False after throwing.
+struct Reading {
+  Matrix rows;
+  Napi::Float32Array values;
+};
+bool prepare(Napi::Env env, const TensorFile& file, const TensorInfo& tensor, Reading* out) {
+  const Result<Matrix> rows = file.rows(tensor);
+  if (!rows.ok()) return throw_status(env, rows.status()), false;
+  out->rows = rows.value();
+  const size_t elements = out->rows.rows * out->rows.cols;
   if (elements > kMaxElements) {
     throw_status(env, error(Code::kOutOfMemory,
                             "%s: tensor %s has %zu elements; an array holds at most 2^32",
-                            file_->path().c_str(), quoted(tensor->name).c_str(), elements));
-    return env.Undefined();
+                            file.path().c_str(), quoted(tensor.name).c_str(), elements));
+    return false;
   }
-  Napi::Float32Array values = Napi::Float32Array::New(env, elements);
-  if (env.IsExceptionPending()) return env.Undefined();
-  Status status;
-  if (is_scalar_float(tensor->dtype)) {
-    scalars_to_f32(tensor->dtype, tensor->data, elements, values.Data());
+  out->values = Napi::Float32Array::New(env, elements);
+  return !env.IsExceptionPending();
+}
+
+Status unpack(const TensorFile& file, const TensorInfo& tensor, const Matrix& rows, float* out) {
+  if (is_scalar_float(tensor.dtype)) {
+    scalars_to_f32(tensor.dtype, tensor.data, rows.rows * rows.cols, out);
   } else {
     ThreadPool pool(1);  // our own: the addon's may be in the middle of a training step
     Context context = {pool, addon_context().kernels};
-    status = dequantize(context, rows.value(), values.Data());
+    LR_RETURN_IF_ERROR(dequantize(context, rows, out));
   }
-  if (status.ok()) status = file_->check_unchanged();
+  return file.check_unchanged();
+}
+
+Napi::Value FileObject::read(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const TensorInfo* const tensor = argument(info);
+  Reading reading;
+  if (tensor == nullptr || !prepare(env, *file_, *tensor, &reading)) return env.Undefined();
+  const Status status = unpack(*file_, *tensor, reading.rows, reading.values.Data());
   if (!status.ok()) throw_status(env, status);
-  return values;
+  return reading.values;
+}
+
+Napi::Value FileObject::read_async(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const TensorInfo* const tensor = argument(info);
+  Reading reading;
+  if (tensor == nullptr || !prepare(env, *file_, *tensor, &reading)) return env.Undefined();
+  return run_async(
+      env,
+      [file = file_, tensor, rows = reading.rows, out = reading.values.Data()] {
+        return unpack(*file, *tensor, rows, out);
+      },
+      reading.values);
 }
 
 Napi::Value FileObject::read_raw(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const TensorInfo* const tensor = argument(info);
   if (tensor == nullptr) return env.Undefined();
-  if (tensor->bytes > kMaxElements) {
+  size_t begin = 0, end = tensor->bytes;
+  if (!info[1].IsUndefined() && !get_size(info[1], "begin", &begin)) return env.Undefined();
+  if (!info[2].IsUndefined() && !get_size(info[2], "end", &end)) return env.Undefined();
+  end = std::min(end, tensor->bytes);
+  begin = std::min(begin, end);
+  if (end - begin > kMaxElements) {
     throw_status(
         env, error(Code::kOutOfMemory, "%s: tensor %s has %zu bytes; an array holds at most 2^32",
-                   file_->path().c_str(), quoted(tensor->name).c_str(), tensor->bytes));
+                   file_->path().c_str(), quoted(tensor->name).c_str(), end - begin));
     return env.Undefined();
   }
-  Napi::Uint8Array bytes = Napi::Uint8Array::New(env, tensor->bytes);
+  Napi::Uint8Array bytes = Napi::Uint8Array::New(env, end - begin);
   if (env.IsExceptionPending()) return env.Undefined();
-  if (tensor->bytes > 0) std::memcpy(bytes.Data(), tensor->data, tensor->bytes);
+  if (end > begin) std::memcpy(bytes.Data(), tensor->data + begin, end - begin);
   if (const Status status = file_->check_unchanged(); !status.ok()) throw_status(env, status);
   return bytes;
 }

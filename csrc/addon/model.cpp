@@ -1,13 +1,14 @@
 #include "addon/model.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "addon/files.h"
 #include "addon/model_config.h"
 #include "addon/model_object.h"
 #include "addon/module.h"
+#include "core/half.h"
 #include "formats/tensor_file.h"
-#include "model/generator.h"
 #include "ops/dequantize.h"
 #include "train/session.h"
 
@@ -17,80 +18,31 @@ namespace {
 constexpr napi_type_tag kModelTag = {0x6c6f7772616e6b01, 0x9b5f0d3c2e7a4411};
 
 Status disposed() { return error(Code::kInvalidOption, "the model has been disposed of"); }
+Status in_use() { return error(Code::kInvalidOption, "the model is in use by a call that has not finished; await it first"); }
 
-class GeneratorObject final : public Napi::ObjectWrap<GeneratorObject> {
- public:
-  explicit GeneratorObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<GeneratorObject>(info) {}
-
-  static Napi::Function define(Napi::Env env) {
-    return DefineClass(env, "NativeCache", {InstanceMethod("decode", &GeneratorObject::decode), InstanceMethod("dispose", &GeneratorObject::dispose)});
-  }
-  void set(std::shared_ptr<ModelState> state, std::shared_ptr<Generator> generator) {
-    state_ = std::move(state);
-    generator_ = std::move(generator);
-  }
-
- private:
-  Napi::Value decode(const Napi::CallbackInfo& info);
-  Napi::Value dispose(const Napi::CallbackInfo& info) {
-    generator_.reset();
-    state_.reset();
-    return info.Env().Undefined();
-  }
-
-  std::shared_ptr<ModelState> state_;
-  std::shared_ptr<Generator> generator_;
-};
-
-bool get_sampling(const Napi::Value& value, SamplingConfig* out, uint64_t* seed) {
-  if (!value.IsObject()) {
-    throw_status(value.Env(), error(Code::kInvalidOption, "sampling is not an object"));
-    return false;
-  }
-  const Napi::Object object = value.As<Napi::Object>();
-  size_t seed_number = 0;
-  if (!get_double(object.Get("temperature"), "temperature", &out->temperature) || !get_size(object.Get("topK"), "topK", &out->top_k) ||
-      !get_double(object.Get("topP"), "topP", &out->top_p) || !get_double(object.Get("minP"), "minP", &out->min_p) ||
-      !get_double(object.Get("repetitionPenalty"), "repetitionPenalty", &out->repetition_penalty) ||
-      !get_size(object.Get("seed"), "seed", &seed_number)) {
-    return false;
-  }
-  *seed = seed_number;
-  return true;
-}
-
-Napi::Value GeneratorObject::decode(const Napi::CallbackInfo& info) {
-  const Napi::Env env = info.Env();
-  if (generator_ == nullptr) return throw_status(env, error(Code::kInvalidOption, "the cache has been disposed of")), env.Undefined();
-  ArrayView<int32_t> ids, starts;
-  SamplingConfig sampling;
-  uint64_t seed = 0;
-  size_t step = 0;
-  if (!get_ints(info[0], "ids", &ids) || !get_ints(info[1], "starts", &starts) || !get_sampling(info[2], &sampling, &seed) ||
-      !get_size(info[3], "step", &step)) {
-    return env.Undefined();
-  }
-  struct Job {
-    std::vector<int32_t> ids, starts;
-    DrawnTokens drawn;
-  };
-  auto job = std::make_shared<Job>(Job{{ids.data, ids.data + ids.length}, {starts.data, starts.data + starts.length}, {}});
-  auto running = std::make_shared<Running>(state_);
+// Gives a slot its tensor, on another thread.
+Napi::Value bind_async(Napi::Env env, const std::shared_ptr<ModelState>& state, std::function<Status(Model&)> work, Napi::Object keep) {
   return run_async(
       env,
-      [job, running, generator = generator_, sampling, seed, step] {
-        const std::lock_guard lock(addon_mutex());
-        return generator->decode(job->ids, job->starts, sampling, seed, step, &job->drawn);
-      },
-      [job](Napi::Env result_env) -> Napi::Value {
-        Napi::Object result = Napi::Object::New(result_env);
-        Napi::Int32Array drawn = Napi::Int32Array::New(result_env, job->drawn.ids.size());
-        std::copy(job->drawn.ids.begin(), job->drawn.ids.end(), drawn.Data());
-        result.Set("ids", drawn);
-        result.Set("logprobs", make_floats(result_env, job->drawn.logprobs.data(), job->drawn.logprobs.size()));
-        return result;
-      },
-      Value());
+      [model = state->model, binding = std::make_shared<Binding>(state), work = std::move(work)] { return work(*model); },
+      [](Napi::Env done) { return done.Undefined(); }, keep);
+}
+
+template <class T>
+Status take(Result<T> result, T* out) {
+  if (!result.ok()) return result.status();
+  *out = std::move(result.value());
+  return {};
+}
+
+// F32 where it is left out.
+bool get_float_type(const Napi::Value& value, DType* out) {
+  std::string name = "F32";
+  if (!value.IsUndefined() && !get_string(value, "dtype", &name)) return false;
+  *out = name == "F32" ? DType::kF32 : name == "BF16" ? DType::kBF16 : name == "F16" ? DType::kF16 : DType::kCount;
+  if (*out != DType::kCount) return true;
+  throw_status(value.Env(), error(Code::kInvalidOption, "dtype is '%s'; expected F32, BF16 or F16", name.c_str()));
+  return false;
 }
 
 Napi::Array shape_array(Napi::Env env, std::span<const size_t> shape) {
@@ -130,15 +82,16 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject> {
  private:
   // The model for a call that only reads (or null after throwing).
   Model* reading(Napi::Env env) const {
-    if (state_ != nullptr) return state_->model.get();
-    throw_status(env, disposed());
+    if (state_ == nullptr) return throw_status(env, disposed()), nullptr;
+    if (!state_->binding) return state_->model.get();
+    throw_status(env, in_use());
     return nullptr;
   }
   // The model for a call that changes it: refused while another runs.
   Model* changing(Napi::Env env) const {
     Model* model = reading(env);
     if (model == nullptr || state_->running == 0) return model;
-    throw_status(env, error(Code::kInvalidOption, "the model is in use by a call that has not finished; await it first"));
+    throw_status(env, in_use());
     return nullptr;
   }
   static Napi::Value finish(Napi::Env env, const Status& status) {
@@ -205,8 +158,13 @@ Napi::Value ModelObject::bind(const Napi::CallbackInfo& info) {
   }
   const Result<Matrix> value = file->matrix(tensor);
   if (!value.ok()) return finish(env, value.status());
-  const std::lock_guard lock(addon_mutex());
-  return finish(env, model->bind(addon_context(), slot, value.value(), found->shape, file, heads));
+  return bind_async(
+      env, state_,
+      [slot, value = value.value(), found, file, heads](Model& bound) {
+        const std::lock_guard lock(addon_mutex());
+        return bound.bind(addon_context(), slot, value, found->shape, file, heads);
+      },
+      Value());
 }
 
 Napi::Value ModelObject::set_tensor(const Napi::CallbackInfo& info) {
@@ -215,11 +173,11 @@ Napi::Value ModelObject::set_tensor(const Napi::CallbackInfo& info) {
   ArrayView<float> data;
   Model* model = changing(env);
   if (model == nullptr || !get_string(info[0], "slot", &slot) || !get_floats(info[1], "data", &data)) return env.Undefined();
-  std::string type = "F32";
-  if (!info[2].IsUndefined() && !get_string(info[2], "dtype", &type)) return env.Undefined();
-  const DType dtype = type == "F32" ? DType::kF32 : type == "BF16" ? DType::kBF16 : type == "F16" ? DType::kF16 : DType::kCount;
-  if (dtype == DType::kCount) return finish(env, error(Code::kInvalidOption, "dtype is '%s'; expected F32, BF16 or F16", type.c_str()));
-  return finish(env, model->set_tensor(slot, {data.data, data.length}, dtype));
+  DType dtype = DType::kF32;
+  if (!get_float_type(info[2], &dtype)) return env.Undefined();
+  const std::span<const float> values(data.data, data.length);
+  return bind_async(
+      env, state_, [slot, values, dtype](Model& bound) { return bound.set_tensor(slot, values, dtype); }, info[1].As<Napi::Object>());
 }
 
 Napi::Value ModelObject::add_adapter(const Napi::CallbackInfo& info) {
@@ -244,7 +202,17 @@ Napi::Value ModelObject::add_adapter(const Napi::CallbackInfo& info) {
     module.dropout = static_cast<float>(dropout);
     modules.push_back(std::move(module));
   }
-  return finish(env, model->add_adapter(name, modules));
+  auto made = std::make_shared<std::shared_ptr<Adapter>>();
+  return run_async(
+      env,
+      [running = std::make_shared<Running>(state_), model, name, modules = std::move(modules), made] {
+        return take(model->make_adapter(name, modules), made.get());
+      },
+      [state = state_, made](Napi::Env done) {
+        state->model->attach(std::move(*made));
+        return done.Undefined();
+      },
+      Value());
 }
 
 Napi::Value ModelObject::add_override(const Napi::CallbackInfo& info) {
@@ -252,8 +220,18 @@ Napi::Value ModelObject::add_override(const Napi::CallbackInfo& info) {
   std::string adapter, slot;
   Model* model = changing(env);
   if (model == nullptr || !get_string(info[0], "adapter", &adapter) || !get_string(info[1], "slot", &slot)) return env.Undefined();
-  const std::lock_guard lock(addon_mutex());
-  return finish(env, model->add_override(addon_context(), adapter, slot));
+  auto made = std::make_shared<std::shared_ptr<Override>>();
+  return run_async(
+      env,
+      [running = std::make_shared<Running>(state_), model, adapter, slot, made] {
+        const std::lock_guard lock(addon_mutex());
+        return take(model->make_override(addon_context(), adapter, slot), made.get());
+      },
+      [state = state_, adapter, made](Napi::Env done) {
+        state->model->attach(adapter, std::move(**made));
+        return done.Undefined();
+      },
+      Value());
 }
 
 Napi::Value ModelObject::remove_adapter(const Napi::CallbackInfo& info) {
@@ -290,21 +268,42 @@ Napi::Value ModelObject::parameters(const Napi::CallbackInfo& info) {
   return result;
 }
 
+// fp32 values in the storage type of a file.
+void narrow(std::span<const float> values, DType type, uint16_t* out) {
+  std::transform(values.begin(), values.end(), out, type == DType::kBF16 ? f32_to_bf16 : f32_to_f16);
+}
+
 Napi::Value ModelObject::read_parameter(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   std::string name;
-  const Model* model = changing(env);
-  if (model == nullptr || !get_string(info[0], "name", &name)) return env.Undefined();
-  if (const Parameter* parameter = model->find_parameter(name)) return make_floats(env, parameter->data(), parameter->elements());
-  const Slot* slot = model->find_slot(name);
-  if (slot == nullptr || slot->owner == nullptr) {
+  DType dtype = DType::kF32;
+  const Model* model = reading(env);
+  if (model == nullptr || !get_string(info[0], "name", &name) || !get_float_type(info[1], &dtype)) return env.Undefined();
+  Matrix source;
+  if (const Parameter* parameter = model->find_parameter(name)) {
+    source = matrix(parameter->data(), DType::kF32, 1, parameter->elements());
+  } else if (const Slot* slot = model->find_slot(name); slot != nullptr && slot->owner != nullptr) {
+    source = slot->value;
+  } else {
     return finish(env, error(Code::kInvalidOption, "the model has no parameter named %s", name.c_str()));
   }
-  Napi::Float32Array values = Napi::Float32Array::New(env, slot->elements());
-  const std::lock_guard lock(addon_mutex());
-  const Status status = dequantize(addon_context(), slot->value, values.Data());
-  if (!status.ok()) return finish(env, status);
-  return values;
+  const size_t elements = source.rows * source.cols;
+  if (dtype == DType::kF32) {
+    Napi::Float32Array values = Napi::Float32Array::New(env, elements);
+    return run_async(env, [running = std::make_shared<Running>(state_), source, out = values.Data()] {
+      const std::lock_guard lock(addon_mutex());
+      return dequantize(addon_context(), source, out);
+    }, values);
+  }
+  Napi::Uint16Array values = Napi::Uint16Array::New(env, elements);
+  return run_async(env, [running = std::make_shared<Running>(state_), source, dtype, elements, out = values.Data()]() -> Status {
+    Buffer wide;
+    LR_RETURN_IF_ERROR(wide.allocate(elements * sizeof(float), "a parameter's values"));
+    const std::lock_guard lock(addon_mutex());
+    LR_RETURN_IF_ERROR(dequantize(addon_context(), source, wide.as<float>()));
+    narrow({wide.as<float>(), elements}, dtype, out);
+    return {};
+  }, values);
 }
 
 Napi::Value ModelObject::write_parameter(const Napi::CallbackInfo& info) {
@@ -318,8 +317,13 @@ Napi::Value ModelObject::write_parameter(const Napi::CallbackInfo& info) {
   if (data.length != parameter->elements()) {
     return finish(env, error(Code::kShapeMismatch, "parameter %s got %zu values; expected %zu", name.c_str(), data.length, parameter->elements()));
   }
-  std::memcpy(parameter->data(), data.data, data.length * sizeof(float));
-  return env.Undefined();
+  return run_async(
+      env,
+      [running = std::make_shared<Running>(state_), parameter, data] {
+        std::memcpy(parameter->data(), data.data, data.length * sizeof(float));
+        return Status();
+      },
+      [](Napi::Env done) { return done.Undefined(); }, info[1].As<Napi::Object>());
 }
 
 ModelPlan inference_plan(const Model& model) {
@@ -329,31 +333,27 @@ ModelPlan inference_plan(const Model& model) {
 Napi::Value ModelObject::logits(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   if (reading(env) == nullptr) return env.Undefined();
-  struct Job {
-    OwnedBatch batch;
-    Buffer out;
-  };
-  auto job = std::make_shared<Job>();
-  if (!get_batch(info[0], false, &job->batch)) return env.Undefined();
+  auto batch = std::make_shared<OwnedBatch>();
+  if (!get_batch(info[0], false, batch.get())) return env.Undefined();
   auto running = std::make_shared<Running>(state_);
-  const size_t elements = job->batch.ids.size() * state_->model->config().vocab;
+  Napi::Float32Array logits = Napi::Float32Array::New(env, batch->ids.size() * state_->model->config().vocab);
+  if (env.IsExceptionPending()) return env.Undefined();
   return run_async(
       env,
-      [job, running, state = state_, elements]() -> Status {
+      [batch, running, state = state_, out = logits.Data()]() -> Status {
         const Model& model = *state->model;
         LR_RETURN_IF_ERROR(model.ready());
-        LR_RETURN_IF_ERROR(check_batch(model.config(), job->batch.view()));
+        LR_RETURN_IF_ERROR(check_batch(model.config(), batch->view()));
         const std::lock_guard lock(addon_mutex());
-        LR_RETURN_IF_ERROR(job->out.allocate(elements * sizeof(float), "logits"));
         const Decoder decoder(addon_context(), model.config());
         const ModelPlan plan = inference_plan(model);
         Workspace workspace;
-        LR_RETURN_IF_ERROR(decoder.forward(plan, job->batch.view(), Mode::kForward, 0, &workspace));
-        std::vector<size_t> rows(job->batch.ids.size());
+        LR_RETURN_IF_ERROR(decoder.forward(plan, batch->view(), Mode::kForward, 0, &workspace));
+        std::vector<size_t> rows(batch->ids.size());
         for (size_t t = 0; t < rows.size(); ++t) rows[t] = t;
-        return decoder.logits(plan, rows, &workspace, job->out.as<float>());
+        return decoder.logits(plan, rows, &workspace, out);
       },
-      [job, elements](Napi::Env result_env) -> Napi::Value { return make_floats(result_env, job->out.as<float>(), elements); }, Value());
+      logits);
 }
 
 Napi::Value ModelObject::evaluate(const Napi::CallbackInfo& info) {
@@ -386,11 +386,7 @@ Napi::Value ModelObject::create_cache(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   size_t rows = 0, capacity = 0;
   if (reading(env) == nullptr || !get_size(info[0], "rows", &rows) || !get_size(info[1], "capacity", &capacity)) return env.Undefined();
-  Result<std::shared_ptr<Generator>> generator = Generator::create(addon_context(), state_->model, rows, capacity);
-  if (!generator.ok()) return finish(env, generator.status());
-  const Napi::Object object = cache_class_->New({});
-  GeneratorObject::Unwrap(object)->set(state_, generator.value());
-  return object;
+  return create_generator(*cache_class_, state_, rows, capacity);
 }
 
 }  // namespace
@@ -451,7 +447,7 @@ bool get_strings(const Napi::Value& value, const char* what, std::vector<std::st
 
 void register_model(Napi::Env env, Napi::Object exports) {
   auto model_class = std::make_shared<Napi::FunctionReference>(Napi::Persistent(ModelObject::define(env)));
-  auto cache_class = std::make_shared<Napi::FunctionReference>(Napi::Persistent(GeneratorObject::define(env)));
+  auto cache_class = std::make_shared<Napi::FunctionReference>(Napi::Persistent(define_generator(env)));
   exports.Set("createModel", Napi::Function::New(env, [model_class, cache_class](const Napi::CallbackInfo& info) -> Napi::Value {
     DecoderConfig config;
     if (!get_config(info[0], &config)) return info.Env().Undefined();

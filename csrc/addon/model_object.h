@@ -18,6 +18,8 @@ namespace lowrank::addon {
 struct ModelState {
   std::shared_ptr<Model> model;
   std::atomic<int> running{0};
+  // One of those calls gives a slot its tensor: the slots must not even be listed.
+  std::atomic<bool> binding{false};
 };
 
 class Running {
@@ -29,6 +31,18 @@ class Running {
 
  private:
   std::shared_ptr<ModelState> state_;
+};
+
+class Binding {
+ public:
+  explicit Binding(std::shared_ptr<ModelState> state) : state_(state), running_(state) { state_->binding = true; }
+  ~Binding() { state_->binding = false; }
+  Binding(const Binding&) = delete;
+  Binding& operator=(const Binding&) = delete;
+
+ private:
+  std::shared_ptr<ModelState> state_;
+  Running running_;
 };
 
 // The state behind a NativeModel; null after throwing where `value` is none, or is disposed of.
@@ -44,6 +58,10 @@ bool get_batch(const Napi::Value& value, bool with_targets, OwnedBatch* out);
 Napi::Value loss_object(Napi::Env env, const Loss& loss);
 Napi::Value bytes_object(Napi::Env env, const std::map<std::string, size_t>& components);
 bool get_strings(const Napi::Value& value, const char* what, std::vector<std::string>* out);
+
+// NativeCache, the object over a Generator. create_generator gives undefined after throwing.
+Napi::Function define_generator(Napi::Env env);
+Napi::Value create_generator(Napi::FunctionReference& generator_class, const std::shared_ptr<ModelState>& state, size_t rows, size_t capacity);
 
 void register_session(Napi::Env env, Napi::Object exports);
 

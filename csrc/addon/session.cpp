@@ -51,12 +51,21 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject> {
   Napi::Value accumulate(const Napi::CallbackInfo& info);
   Napi::Value update(const Napi::CallbackInfo& info);
   Napi::Value zero_gradients(const Napi::CallbackInfo& info) {
-    if (idle(info.Env())) session_->zero_gradients();
-    return info.Env().Undefined();
+    if (!idle(info.Env())) return info.Env().Undefined();
+    return run_async(
+        info.Env(),
+        [running = std::make_shared<Running>(state_), session = session_] {
+          session->zero_gradients();
+          return Status();
+        },
+        [](Napi::Env done) { return done.Undefined(); }, Value());
   }
   Napi::Value read_gradient(const Napi::CallbackInfo& info) {
     const Session::State* state = state_of(info);
-    return state == nullptr ? info.Env().Undefined() : Napi::Value(make_floats(info.Env(), state->gradient, state->parameter->elements()));
+    if (state == nullptr) return info.Env().Undefined();
+    const size_t elements = state->parameter->elements();
+    Napi::Float32Array gradient = Napi::Float32Array::New(info.Env(), elements);
+    return run_async(info.Env(), copying({{gradient.Data(), state->gradient, elements}}), gradient);
   }
   Napi::Value optimizer_step(const Napi::CallbackInfo& info) {
     return alive(info.Env()) ? Napi::Number::New(info.Env(), static_cast<double>(session_->optimizer_step())) : info.Env().Undefined();
@@ -73,6 +82,19 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject> {
   Napi::Value dispose(const Napi::CallbackInfo& info) {
     session_.reset();
     return info.Env().Undefined();
+  }
+
+  struct Copy {
+    float* to;
+    const float* from;
+    size_t elements;
+  };
+  // Work that copies between the session's memory and JavaScript's arrays.
+  std::function<Status()> copying(std::vector<Copy> copies) const {
+    return [running = std::make_shared<Running>(state_), session = session_, copies = std::move(copies)] {
+      for (const auto& [to, from, elements] : copies) std::memcpy(to, from, elements * sizeof(float));
+      return Status();
+    };
   }
 
   std::shared_ptr<ModelState> state_;
@@ -139,10 +161,12 @@ Napi::Value SessionObject::update(const Napi::CallbackInfo& info) {
 Napi::Value SessionObject::read_optimizer(const Napi::CallbackInfo& info) {
   const Session::State* state = state_of(info);
   if (state == nullptr) return info.Env().Undefined();
+  const size_t elements = state->parameter->elements();
   Napi::Object result = Napi::Object::New(info.Env());
-  result.Set("m", make_floats(info.Env(), state->m, state->parameter->elements()));
-  result.Set("v", make_floats(info.Env(), state->v, state->parameter->elements()));
-  return result;
+  Napi::Float32Array m = Napi::Float32Array::New(info.Env(), elements), v = Napi::Float32Array::New(info.Env(), elements);
+  result.Set("m", m);
+  result.Set("v", v);
+  return run_async(info.Env(), copying({{m.Data(), state->m, elements}, {v.Data(), state->v, elements}}), result);
 }
 
 Napi::Value SessionObject::write_optimizer(const Napi::CallbackInfo& info) {
@@ -156,9 +180,11 @@ Napi::Value SessionObject::write_optimizer(const Napi::CallbackInfo& info) {
                             m.length, v.length, elements));
     return env.Undefined();
   }
-  std::memcpy(state->m, m.data, elements * sizeof(float));
-  std::memcpy(state->v, v.data, elements * sizeof(float));
-  return env.Undefined();
+  const Napi::Array keep = Napi::Array::New(env);
+  keep.Set(uint32_t{0}, info[1]);
+  keep.Set(uint32_t{1}, info[2]);
+  return run_async(env, copying({{state->m, m.data, elements}, {state->v, v.data, elements}}), [](Napi::Env done) { return done.Undefined(); },
+                   keep);
 }
 
 bool get_session_options(const Napi::Value& value, SessionOptions* out) {

@@ -31,6 +31,7 @@ struct TensorInfo {
 struct GgufValueLocation {
   uint32_t type = 0;
   size_t offset = 0;
+  size_t bytes = 0;
 };
 
 struct MetadataEntry {

@@ -81,8 +81,9 @@ class GgufReader {
     LR_RETURN_IF_ERROR(cursor_.read(&type, "a metadata type"));
     const std::string where = path_ + ": metadata " + quoted(key);
     GgufCursor value(file_, where, cursor_.at());
-    const GgufValueLocation location = {type, value.at()};
+    GgufValueLocation location = {type, value.at(), 0};
     LR_RETURN_IF_ERROR(value.skip_value(type));
+    location.bytes = value.at() - location.offset;
     if (key == "general.alignment") LR_RETURN_IF_ERROR(read_alignment(location));
     index->metadata.push_back({std::string(key), location});
     cursor_.seek(value.at());

@@ -107,10 +107,14 @@ Result<Matrix> TensorFile::rows(const TensorInfo& tensor) const {
   return lowrank::matrix(tensor.data, tensor.dtype, rows, cols);
 }
 
-std::vector<std::string_view> TensorFile::metadata_keys() const {
+std::vector<std::string_view> TensorFile::metadata_keys(size_t most_bytes) const {
   std::vector<std::string_view> keys;
   keys.reserve(index_.metadata.size());
-  for (const MetadataEntry& entry : index_.metadata) keys.push_back(entry.key);
+  for (const MetadataEntry& entry : index_.metadata) {
+    const std::string* const text = std::get_if<std::string>(&entry.value);
+    const size_t bytes = text != nullptr ? text->size() : std::get_if<GgufValueLocation>(&entry.value)->bytes;
+    if (bytes <= most_bytes) keys.push_back(entry.key);
+  }
   return keys;
 }
 

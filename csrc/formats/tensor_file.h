@@ -1,6 +1,8 @@
 // A model file of either format, mapped: its tensors and what it says about itself.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -42,8 +44,8 @@ class TensorFile {
   // nor a block type that is unpacked here.
   Result<Matrix> rows(const TensorInfo& tensor) const;
 
-  // In the file's order.
-  std::vector<std::string_view> metadata_keys() const;
+  // Those whose values take at most `most_bytes` in the file, in its order.
+  std::vector<std::string_view> metadata_keys(size_t most_bytes = SIZE_MAX) const;
   // safetensors: strings. INVALID_OPTION where there is no such key.
   Result<MetadataValue> metadata(std::string_view key) const;
 

@@ -168,9 +168,9 @@ Status Model::make_parameter(std::string name, std::vector<size_t> shape, Parame
   return out->value.allocate(out->elements() * sizeof(float), out->name.c_str());
 }
 
-Status Model::add_adapter(const std::string& name, std::span<const LoraModuleConfig> modules) {
+Result<std::shared_ptr<Adapter>> Model::make_adapter(const std::string& name, std::span<const LoraModuleConfig> modules) {
   if (find_adapter(name) != nullptr) return error(Code::kInvalidAdapter, "an adapter named '%s' is there already", name.c_str());
-  auto adapter = std::make_unique<Adapter>();
+  auto adapter = std::make_shared<Adapter>();
   adapter->name = name;
   for (const LoraModuleConfig& wanted : modules) {
     LoraModule lora;
@@ -197,13 +197,16 @@ Status Model::add_adapter(const std::string& name, std::span<const LoraModuleCon
     LR_RETURN_IF_ERROR(make_parameter(wanted.module + ".lora_B." + name, {shape.out, wanted.r}, &lora.b));
     adapter->loras.push_back(std::move(lora));
   }
-  adapters_.push_back(std::move(adapter));
-  ++revision_;
-  return {};
+  return adapter;
 }
 
-Status Model::add_override(Context& context, const std::string& adapter_name, const std::string& slot_name) {
-  Adapter* adapter = find_adapter(adapter_name);
+void Model::attach(std::shared_ptr<Adapter> adapter) {
+  adapters_.push_back(std::move(adapter));
+  ++revision_;
+}
+
+Result<std::shared_ptr<Override>> Model::make_override(Context& context, const std::string& adapter_name, const std::string& slot_name) {
+  const Adapter* adapter = find_adapter(adapter_name);
   if (adapter == nullptr) return error(Code::kInvalidAdapter, "there is no adapter named '%s'", adapter_name.c_str());
   const Slot* slot = find_slot(slot_name);
   if (slot == nullptr) return error(Code::kAdapterMismatch, "this model has no tensor named %s", slot_name.c_str());
@@ -213,12 +216,15 @@ Status Model::add_override(Context& context, const std::string& adapter_name, co
   }
   const Matrix base = index == head_slot() && config_.tied_head ? slots_[embedding_slot()].value : slot->value;
   if (base.data == nullptr) return error(Code::kInvalidConfig, "tensor %s has no values yet", slot_name.c_str());
-  Override override{index, {}};
-  LR_RETURN_IF_ERROR(make_parameter(slot_name + "." + adapter_name, slot->shape, &override.value));
-  LR_RETURN_IF_ERROR(dequantize(context, base, override.value.data()));
-  adapter->overrides.push_back(std::move(override));
+  auto override = std::make_shared<Override>(Override{index, {}});
+  LR_RETURN_IF_ERROR(make_parameter(slot_name + "." + adapter_name, slot->shape, &override->value));
+  LR_RETURN_IF_ERROR(dequantize(context, base, override->value.data()));
+  return override;
+}
+
+void Model::attach(const std::string& adapter, Override override) {
+  find_adapter(adapter)->overrides.push_back(std::move(override));
   ++revision_;
-  return {};
 }
 
 Status Model::remove_adapter(const std::string& name) {

@@ -79,14 +79,17 @@ class Model {
   // kInvalidConfig lists the slots that have no tensor.
   Status ready() const;
 
-  // A and B start at zero. kInvalidAdapter: name taken, module unknown or named twice, r or scale out of range.
-  Status add_adapter(const std::string& name, std::span<const LoraModuleConfig> modules);
-  Status add_override(Context&, const std::string& adapter, const std::string& slot);
+  // Adapters and overrides are made (which takes as long as there is memory to fill), then attached: others may read the model
+  // meanwhile. A and B start at zero. kInvalidAdapter: name taken, module unknown or named twice, r or scale out of range.
+  Result<std::shared_ptr<Adapter>> make_adapter(const std::string& name, std::span<const LoraModuleConfig> modules);
+  Result<std::shared_ptr<Override>> make_override(Context&, const std::string& adapter, const std::string& slot);
+  void attach(std::shared_ptr<Adapter> adapter);
+  void attach(const std::string& adapter, Override override);
   Status remove_adapter(const std::string& name);
   Status set_active(std::span<const std::string> names);
   Status set_trainable(std::span<const std::string> names);
 
-  std::span<const std::unique_ptr<Adapter>> adapters() const { return adapters_; }
+  std::span<const std::shared_ptr<Adapter>> adapters() const { return adapters_; }
   // Every adapter parameter; and those of active adapters that are trained.
   std::vector<Parameter*> parameters() const;
   std::vector<Parameter*> trained() const;
@@ -127,7 +130,7 @@ class Model {
   std::vector<Slot> slots_;
   std::vector<LayerSlots> layer_slots_;
   std::unordered_map<std::string, size_t> slot_index_;
-  std::vector<std::unique_ptr<Adapter>> adapters_;
+  std::vector<std::shared_ptr<Adapter>> adapters_;
   size_t next_parameter_id_ = 0;
   uint64_t revision_ = 1;
 };

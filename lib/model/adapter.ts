@@ -1,6 +1,5 @@
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { setImmediate } from 'node:timers/promises';
 import { LowrankError, shown } from '../errors.ts';
 import { call, type NativeModel, type NativeTensorData, native } from '../native.ts';
 import { toAdapterConfigJson } from '../options/adapter_config.ts';
@@ -13,9 +12,6 @@ import { adapterCard } from './model_card.ts';
 import { modulesOf } from './modules.ts';
 import { type ConfigOrigin, kUserOptions, resolveTargets, type Targets, writtenTargets } from './targets.ts';
 import { writeJson } from './weights_file.ts';
-
-/** Tensors copied before the event loop gets its turn. */
-const TENSORS_AT_A_TIME = 16;
 
 /** An adapter on a model. */
 export interface Adapter {
@@ -50,7 +46,7 @@ export async function loadAdapter(
   const values = await readAdapterWeights(folder, adapter.parameters, options.strict);
   await attach(core.native, adapter, async (model) => {
     if (!options.strict) await initialiseLora(model, name, adapter.targets.lora, true, 0);
-    for (const [parameter, data] of values) model.writeParameter(parameter, data);
+    for (const [parameter, data] of values) await model.writeParameter(parameter, data);
   });
   return adapter;
 }
@@ -58,9 +54,7 @@ export async function loadAdapter(
 /** Sets the adapter's parameters to those of a folder that it was saved in. */
 export async function restoreAdapter(core: ModelCore, adapter: Adapter, folder: AdapterFolder): Promise<void> {
   const values = await readAdapterWeights(folder, adapter.parameters, true);
-  call(() => {
-    for (const [parameter, data] of values) core.native.writeParameter(parameter, data);
-  });
+  for (const [parameter, data] of values) await call(() => core.native.writeParameter(parameter, data));
 }
 
 /** Writes PEFT's folder, without the tokenizer, into `folder`, which is there already. */
@@ -68,8 +62,7 @@ export async function writeAdapterFolder(core: ModelCore, adapter: Adapter, fold
   const tensors: NativeTensorData[] = [];
   await core.run(async (model) => {
     for (const { key, native: name, shape } of adapter.parameters) {
-      tensors.push({ name: key, dtype: 'F32', shape, data: model.readParameter(name) });
-      if (tensors.length % TENSORS_AT_A_TIME === 0) await setImmediate();
+      tensors.push({ name: key, dtype: 'F32', shape, data: await model.readParameter(name) });
     }
   });
   await call(() => native().writeSafetensors(join(folder, 'adapter_model.safetensors'), tensors, { format: 'pt' }));
@@ -103,9 +96,9 @@ function describeFile(core: ModelCore, name: string, folder: AdapterFolder): Ada
 
 /** Puts the adapter's parameters on the native model; nothing is left of it when `fill` fails. */
 async function attach(model: NativeModel, adapter: Adapter, fill: (model: NativeModel) => Promise<void>): Promise<void> {
-  call(() => model.addAdapter(adapter.name, adapter.targets.lora));
+  await call(() => model.addAdapter(adapter.name, adapter.targets.lora));
   try {
-    for (const slot of [...adapter.targets.saved, ...adapter.targets.biases]) call(() => model.addOverride(adapter.name, slot));
+    for (const slot of [...adapter.targets.saved, ...adapter.targets.biases]) await call(() => model.addOverride(adapter.name, slot));
     await call(() => fill(model));
   } catch (error) {
     model.removeAdapter(adapter.name);

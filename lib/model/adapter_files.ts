@@ -12,6 +12,8 @@ import { checkedPath, listed, openTensorFile } from './tensor_source.ts';
 const kConfig = 'adapter_config.json';
 const kWeights = 'adapter_model.safetensors';
 const kFloats = ['F32', 'BF16', 'F16'];
+/** Values checked before the event loop gets its turn: some milliseconds. */
+const kChunk = 1 << 18;
 
 /** An adapter folder of PEFT's. */
 export interface AdapterFolder extends AdapterConfig {
@@ -66,8 +68,7 @@ export async function readAdapterWeights(
   const values = new Map<string, Float32Array>();
   for (const parameter of parameters) {
     const info = found.get(parameter.key);
-    if (info) values.set(parameter.native, readChecked(file, info, parameter.shape));
-    await setImmediate();
+    if (info) values.set(parameter.native, await readChecked(file, info, parameter.shape));
   }
   return values;
 }
@@ -80,7 +81,7 @@ function checkPairs(path: string, found: Map<string, NativeTensorInfo>): void {
   }
 }
 
-function readChecked(file: NativeTensorFile, info: NativeTensorInfo, shape: number[]): Float32Array {
+async function readChecked(file: NativeTensorFile, info: NativeTensorInfo, shape: number[]): Promise<Float32Array> {
   if (info.shape.length !== shape.length || info.shape.some((size, axis) => size !== shape[axis])) {
     throw new LowrankError(
       'ADAPTER_MISMATCH',
@@ -89,9 +90,15 @@ function readChecked(file: NativeTensorFile, info: NativeTensorInfo, shape: numb
   }
   if (!kFloats.includes(info.dtype))
     throw new LowrankError('INVALID_ADAPTER', `${file.path}: ${info.name} is stored as ${info.dtype}; expected ${kFloats.join(', ')}`);
-  const values = call(() => file.read(info.name));
-  const bad = values.findIndex((value) => !Number.isFinite(value));
-  if (bad >= 0)
-    throw new LowrankError('INVALID_ADAPTER', `${file.path}: ${info.name} holds ${values[bad]} at element ${bad}; expected finite values`);
+  const values = await call(() => file.readAsync(info.name));
+  for (let begin = 0; begin < values.length; begin += kChunk) {
+    const bad = values.subarray(begin, begin + kChunk).findIndex((value) => !Number.isFinite(value));
+    if (bad >= 0)
+      throw new LowrankError(
+        'INVALID_ADAPTER',
+        `${file.path}: ${info.name} holds ${values[begin + bad]} at element ${begin + bad}; expected finite values`,
+      );
+    if (begin + kChunk < values.length) await setImmediate();
+  }
   return values;
 }

@@ -1,4 +1,3 @@
-import { setImmediate } from 'node:timers/promises';
 import type { NativeLoraModule, NativeModel } from '../native.ts';
 import { normalValues, uniformValues } from './random.ts';
 
@@ -21,8 +20,7 @@ export async function initialiseLora(
   for (const { module, r } of modules) {
     const [, inputs = 0] = shapes.get(`${module}.lora_A.${adapter}`) ?? [];
     const a = kind === 'gaussian' ? await normalValues(seed, `${module}.lora_A`, r * inputs, 1 / r) : await uniform(module, 'lora_A');
-    model.writeParameter(`${module}.lora_A.${adapter}`, a);
-    if (kind === false) model.writeParameter(`${module}.lora_B.${adapter}`, await uniform(module, 'lora_B'));
-    await setImmediate();
+    await model.writeParameter(`${module}.lora_A.${adapter}`, a);
+    if (kind === false) await model.writeParameter(`${module}.lora_B.${adapter}`, await uniform(module, 'lora_B'));
   }
 }

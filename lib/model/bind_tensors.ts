@@ -13,28 +13,31 @@ const kIgnored = /(^|\.)rotary_emb\.inv_freq$/;
  * Settles what a file of a model with a tied head may hold, as Transformers does: both tensors, when they are equal; both and not equal,
  * then they are not tied; the head alone, then it is the embedding too. Returns whether the head is tied.
  */
-export function settleTying(tensors: TensorMap, tied: boolean): boolean {
+export async function settleTying(tensors: TensorMap, tied: boolean): Promise<boolean> {
   const head = tensors.get(kHead);
   const embedding = tensors.get(kEmbedding);
   if (!tied || !head) return tied;
-  if (embedding && !haveEqualBytes(head, embedding)) return false;
+  if (embedding && !(await haveEqualBytes(head, embedding))) return false;
   if (!embedding) tensors.set(kEmbedding, head);
   tensors.delete(kHead);
   return true;
 }
 
-function haveEqualBytes(a: TensorLocation, b: TensorLocation): boolean {
+/** Bytes compared before the event loop gets its turn: some milliseconds when they come from the disk. */
+const kChunk = 1 << 20;
+
+async function haveEqualBytes(a: TensorLocation, b: TensorLocation): Promise<boolean> {
   if (a.info.dtype !== b.info.dtype || a.info.bytes !== b.info.bytes) return false;
-  return (
-    Buffer.compare(
-      call(() => a.file.readRaw(a.info.name)),
-      call(() => b.file.readRaw(b.info.name)),
-    ) === 0
-  );
+  for (let begin = 0; begin < a.info.bytes; begin += kChunk) {
+    const [left, right] = call(() => [a, b].map(({ file, info }) => file.readRaw(info.name, begin, begin + kChunk)));
+    if (Buffer.compare(left as Uint8Array, right as Uint8Array) !== 0) return false;
+    await setImmediate();
+  }
+  return true;
 }
 
 /** How a tensor gets into its slot; the default keeps it in the file, in its storage type. */
-export type Place = (model: NativeModel, slot: string, location: TensorLocation) => void;
+export type Place = (model: NativeModel, slot: string, location: TensorLocation) => Promise<void>;
 
 const bindInPlace: Place = (model, slot, { file, info, unpermuteHeads }) => model.bind(slot, file, info.name, unpermuteHeads);
 
@@ -75,8 +78,7 @@ export async function bindTensors(
   }
   for (const slot of slots) {
     throwIfAborted(signal);
-    call(() => place(model, slot.name, tensors.get(slot.name) as TensorLocation));
-    await setImmediate();
+    await call(() => place(model, slot.name, tensors.get(slot.name) as TensorLocation));
   }
   call(() => model.ready());
 }

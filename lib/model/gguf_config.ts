@@ -13,8 +13,16 @@ const kArchitectures = {
 /** Keys that change what a block computes and that these architectures do not have. */
 const kForeignKeys = ['expert_count', 'logit_scale', 'residual_scale', 'embedding_scale', 'attention.scale', 'attention.clamp_kqv'];
 
-/** config.json for the model in `file`; `metadata` may be given where it was read already, as it can be large. Throws UNSUPPORTED_MODEL and INVALID_GGUF naming the key. */
-export function ggufToConfig(file: NativeTensorFile, metadata = file.metadata()): Record<string, unknown> {
+/** Values of a configuration are numbers, names and short lists; a vocabulary takes megabytes. */
+const kMostBytes = 4096;
+
+/** The metadata that a configuration may consist of. */
+export function configMetadata(file: NativeTensorFile): Record<string, GgufValue> {
+  return file.metadata(kMostBytes);
+}
+
+/** config.json for the model in `file`. Throws UNSUPPORTED_MODEL and INVALID_GGUF naming the key. */
+export function ggufToConfig(file: NativeTensorFile, metadata = configMetadata(file)): Record<string, unknown> {
   const reader = new MetadataReader(file.path, metadata);
   const tensors = new Map(file.tensors().map((tensor) => [tensor.name, tensor]));
   const kind = reader.string('general.type', 'model');

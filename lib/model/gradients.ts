@@ -47,11 +47,9 @@ async function backward(
   const session = call(() => native().createSession(model, { maxTokens: batch.ids.length, checkpointing: false, noDecay: [] }));
   try {
     const { nllSum } = await session.accumulate(batch, { gradScale: 1 / tokens, seed: 0, step: 0, micro: 0 });
-    const gradients = names.map((name): [string, Tensor] => [
-      publicName(name),
-      new Tensor(shapes.get(name) ?? [], session.readGradient(name)),
-    ]);
-    return { loss: nllSum / tokens, tokens, gradients: new Map(gradients) };
+    const gradients = new Map<string, Tensor>();
+    for (const name of names) gradients.set(publicName(name), new Tensor(shapes.get(name) ?? [], await session.readGradient(name)));
+    return { loss: nllSum / tokens, tokens, gradients };
   } finally {
     session.dispose();
   }
@@ -63,9 +61,9 @@ async function withWholeModelTrained<T>(
   run: (names: string[], originalName: (name: string) => string) => Promise<T>,
 ): Promise<T> {
   const suffix = `.${kWholeModel}`;
-  model.addAdapter(kWholeModel, []);
+  await model.addAdapter(kWholeModel, []);
   try {
-    for (const slot of model.slots()) model.addOverride(kWholeModel, slot.name);
+    for (const slot of model.slots()) await model.addOverride(kWholeModel, slot.name);
     model.setActiveAdapters([kWholeModel]);
     const names = model.slots().map((slot) => slot.name + suffix);
     model.setTrainable(names);

@@ -7,7 +7,7 @@ import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { bindTensors, type Place, settleTying } from './bind_tensors.ts';
 import { type CoreParts, ModelCore } from './core.ts';
 import { describeModel, type Family } from './families.ts';
-import { ggufToConfig } from './gguf_config.ts';
+import { configMetadata, ggufToConfig } from './gguf_config.ts';
 import { readJsonObject } from './json_file.ts';
 import { kStorageTypes, type ResolvedLoadOptions } from './load_options.ts';
 import { openGgufTensors, openSafetensorsFolder, openTensorFile, type TensorMap } from './tensor_source.ts';
@@ -29,7 +29,7 @@ export async function loadSource(source: unknown, options: ResolvedLoadOptions):
   }
   const path = await resolveSource(source, options);
   const parts = path.endsWith('.gguf') ? await readGguf(path) : await readFolder(path);
-  parts.native.tiedHead = settleTying(parts.tensors, parts.native.tiedHead);
+  parts.native.tiedHead = await settleTying(parts.tensors, parts.native.tiedHead);
   const model = call(() => native().createModel(parts.native));
   try {
     await bindTensors(
@@ -84,11 +84,11 @@ async function readFolder(folder: string): Promise<Parts> {
 async function readGguf(path: string): Promise<Parts> {
   const file = openTensorFile(path);
   if (file.format !== 'gguf') throw new LowrankError('INVALID_GGUF', `${path} is a ${file.format} file; expected GGUF`);
-  const metadata = call(() => file.metadata());
+  const metadata = call(() => configMetadata(file));
   const config = call(() => ggufToConfig(file, metadata));
   const { family, native: described } = describeModel(config);
   const tensors = openGgufTensors(file, described, String(metadata['general.architecture']));
-  const tokenizer = metadata['tokenizer.ggml.model'] === undefined ? undefined : await Tokenizer.fromGguf(metadata);
+  const tokenizer = metadata['tokenizer.ggml.model'] === undefined ? undefined : await Tokenizer.fromGguf(path);
   return { config, family, native: described, tensors, eosIds: readEosIds(config, path), tokenizer };
 }
 
@@ -101,9 +101,9 @@ function readEosIds(config: Record<string, unknown>, name: string): number[] {
 
 /** Converts what is stored in another type, instead of using it in its file. */
 function placeAs(dtype: 'F32' | 'BF16' | 'F16'): Place {
-  return (model, slot, { file, info, unpermuteHeads }) => {
-    model.bind(slot, file, info.name, unpermuteHeads);
-    if (info.dtype !== dtype) model.setTensor(slot, model.readParameter(slot), dtype);
+  return async (model, slot, { file, info, unpermuteHeads }) => {
+    await model.bind(slot, file, info.name, unpermuteHeads);
+    if (info.dtype !== dtype) await model.setTensor(slot, await model.readParameter(slot), dtype);
   };
 }
 

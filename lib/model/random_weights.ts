@@ -1,5 +1,4 @@
-import { setImmediate } from 'node:timers/promises';
-import { call, type NativeModel } from '../native.ts';
+import { call, type NativeFloatType, type NativeModel } from '../native.ts';
 import { normalValues } from './random.ts';
 import { elementCount } from './tensor.ts';
 
@@ -11,14 +10,13 @@ export async function initialiseWeights(
   model: NativeModel,
   config: Record<string, unknown>,
   seed: number,
-  dtype: 'F32' | 'BF16' | 'F16',
+  dtype: NativeFloatType,
 ): Promise<void> {
   const deviation = typeof config.initializer_range === 'number' ? config.initializer_range : 0.02;
   for (const { name, shape } of model.slots()) {
     if (name === 'lm_head.weight' && model.config.tiedHead) continue;
     const values = await initialValues(name, shape, deviation, seed, config.pad_token_id);
-    call(() => model.setTensor(name, values, dtype));
-    await setImmediate();
+    await call(() => model.setTensor(name, values, dtype));
   }
   call(() => model.ready());
 }

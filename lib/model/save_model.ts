@@ -1,10 +1,10 @@
 import { join } from 'node:path';
 import { writeIntoFolder } from '../files/atomic_folder.ts';
-import { call } from '../native.ts';
+import type { NativeFloatType } from '../native.ts';
 import type { ModelCore } from './core.ts';
 import { kStorageTypes } from './load_options.ts';
 import { parseSaveOptions, type SaveOptions } from './save_options.ts';
-import { type FloatType, parseShardSize, type TensorToSave, writeJson, writeWeights } from './weights_file.ts';
+import { parseShardSize, type TensorToSave, writeJson, writeWeights } from './weights_file.ts';
 
 /** Writes the base model in Transformers' layout: weights, config.json, generation_config.json's end tokens, tokenizer. */
 export async function saveModel(core: ModelCore, folder: string, options?: SaveOptions): Promise<void> {
@@ -15,8 +15,8 @@ export async function saveModel(core: ModelCore, folder: string, options?: SaveO
     const stored = new Map(native.parameters().map((parameter) => [parameter.name, parameter.dtype]));
     const slots = native.slots().filter((slot) => stored.has(slot.name));
     return slots.map(({ name, shape }): TensorToSave => {
-      const read = () => core.run((model) => call(() => model.readParameter(name)));
-      return { name, shape, dtype: chosen ?? floatType(stored.get(name)), read };
+      const dtype = chosen ?? floatType(stored.get(name));
+      return { name, shape, dtype, read: () => core.run((model) => model.readParameter(name, dtype)) };
     });
   });
   await writeIntoFolder(folder, 'config.json', async (staging) => {
@@ -28,7 +28,7 @@ export async function saveModel(core: ModelCore, folder: string, options?: SaveO
 }
 
 /** Float types stay; block types become bfloat16. */
-function floatType(stored: string | undefined): FloatType {
+function floatType(stored: string | undefined): NativeFloatType {
   return stored === 'F32' || stored === 'F16' ? stored : 'BF16';
 }
 

@@ -1,25 +1,19 @@
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { setImmediate } from 'node:timers/promises';
 import { LowrankError, shown } from '../errors.ts';
-import { call, type NativeTensorData, native } from '../native.ts';
-import { toBf16, toF16 } from './float_formats.ts';
+import { call, type NativeFloatType, type NativeTensorData, native } from '../native.ts';
 import { elementCount } from './tensor.ts';
-
-/** Storage types that weights are written in. */
-export type FloatType = 'F32' | 'BF16' | 'F16';
 
 /** A tensor to write, whose values are made when its turn comes. */
 export interface TensorToSave {
   name: string;
   shape: number[];
-  dtype: FloatType;
-  read(): Promise<Float32Array>;
+  dtype: NativeFloatType;
+  /** Its values in that type. */
+  read(): Promise<ArrayBufferView>;
 }
 
-const kBytes: Record<FloatType, number> = { F32: 4, BF16: 2, F16: 2 };
-/** Values converted without letting the event loop turn: about 2 ms. */
-const kChunk = 1 << 20;
+const kBytes: Record<NativeFloatType, number> = { F32: 4, BF16: 2, F16: 2 };
 
 /**
  * Writes model.safetensors into `folder`, or shards of at most `maxShardBytes` with their index, in Transformers' layout. One shard is
@@ -34,7 +28,7 @@ export async function writeWeights(folder: string, tensors: TensorToSave[], maxS
     const name = shards.length === 1 ? 'model.safetensors' : `model-${number(i + 1)}-of-${number(shards.length)}.safetensors`;
     const data: NativeTensorData[] = [];
     for (const tensor of shard) {
-      data.push({ name: tensor.name, dtype: tensor.dtype, shape: tensor.shape, data: await convert(await tensor.read(), tensor.dtype) });
+      data.push({ name: tensor.name, dtype: tensor.dtype, shape: tensor.shape, data: await tensor.read() });
       weightMap[tensor.name] = name;
     }
     await call(() => native().writeSafetensors(join(folder, name), data, metadata));
@@ -76,15 +70,4 @@ function splitIntoShards(tensors: TensorToSave[], maxBytes: number): TensorToSav
     room -= bytes;
   }
   return shards;
-}
-
-async function convert(values: Float32Array, dtype: FloatType): Promise<ArrayBufferView> {
-  if (dtype === 'F32') return values;
-  const result = new Uint16Array(values.length);
-  for (let begin = 0; begin < values.length; begin += kChunk) {
-    const chunk = values.subarray(begin, begin + kChunk);
-    result.set(dtype === 'BF16' ? toBf16(chunk) : toF16(chunk), begin);
-    await setImmediate();
-  }
-  return result;
 }

@@ -1,25 +1,13 @@
 import { shown } from '../errors.ts';
-import type { GgufValue } from '../native.ts';
+import { call, type GgufValue, native } from '../native.ts';
 import { GPT4O_SPLIT, LLAMA3_SPLIT, QWEN2_SPLIT, QWEN35_SPLIT, TEKKEN_SPLIT } from './regex_policy.ts';
+import type { TokenizerSettings } from './tokenizer_folder.ts';
 import { type AddedToken, invalidTokenizer, type TokenizerJson } from './tokenizer_json.ts';
 
 // A GGUF file has no tokenizer.json but the vocabulary, the merges or scores and the name of a pre-tokenizer, under llama.cpp's keys. From
 // these the tokenizer.json is rebuilt that the model's own repository would have.
 
 export type GgufMetadata = Record<string, GgufValue>;
-
-/** The keys that the tokenizer is built from. */
-export const GGUF_TOKENIZER_KEYS = [
-  'general.architecture',
-  'tokenizer.ggml.model',
-  'tokenizer.ggml.pre',
-  'tokenizer.ggml.tokens',
-  'tokenizer.ggml.scores',
-  'tokenizer.ggml.token_type',
-  'tokenizer.ggml.merges',
-  'tokenizer.ggml.unknown_token_id',
-  'tokenizer.ggml.add_space_prefix',
-];
 
 // llama.cpp's llama_token_type.
 const UNKNOWN = 2;
@@ -77,17 +65,29 @@ const PRE_TOKENIZERS: Record<string, PreTokenizer> = {
 };
 
 /** Whether llama.cpp puts BOS before text when the file does not say. */
-export function addsBosByDefault(metadata: GgufMetadata): boolean {
+function addsBosByDefault(metadata: GgufMetadata): boolean {
   return metadata['tokenizer.ggml.model'] === 'llama' || PRE_TOKENIZERS[String(metadata['tokenizer.ggml.pre'])] === LLAMA3;
 }
 
 /** The list of tokens, checked. */
-export function ggufTokens(metadata: GgufMetadata): string[] {
+function ggufTokens(metadata: GgufMetadata): string[] {
   const tokens = metadata['tokenizer.ggml.tokens'];
   if (!Array.isArray(tokens) || tokens.length === 0 || !tokens.every((token) => typeof token === 'string')) {
     throw invalidTokenizer(WHERE, `tokenizer.ggml.tokens is ${shown(tokens)}, expected a list of strings`);
   }
   return tokens as string[];
+}
+
+/** All metadata of a GGUF file. Takes a while: a vocabulary is a list of many strings. */
+export function readGgufMetadata(path: string): GgufMetadata {
+  return call(() => {
+    const file = native().openTensorFile(path);
+    try {
+      return file.metadata();
+    } finally {
+      file.close();
+    }
+  });
 }
 
 /** Rebuilds tokenizer.json. Throws INVALID_TOKENIZER for a kind or pre-tokenizer that is not known, and for lists that do not fit together. */
@@ -254,4 +254,45 @@ function mergesFromScores(
   }
   merges.sort((a, b) => b.score - a.score || b.leftLength - a.leftLength || b.rightLength - a.rightLength);
   return merges.map(({ left, right }) => [left, right]);
+}
+
+const GGUF_NAMES: Record<string, string> = { bos_token: 'bos', eos_token: 'eos', unk_token: 'unknown', pad_token: 'padding' };
+
+/** What the files beside a tokenizer.json would say. */
+export function ggufSettings(metadata: GgufMetadata): TokenizerSettings {
+  const tokens = ggufTokens(metadata);
+  const idAt = (name: string) => {
+    const key = `tokenizer.ggml.${name}_token_id`;
+    const id = metadata[key];
+    if (id === undefined || id === 0xffffffff || id === -1) return undefined;
+    if (typeof id !== 'number' || tokens[id] === undefined) {
+      throw invalidTokenizer(WHERE, `${key} is ${shown(id)}, but the vocabulary has ${tokens.length} tokens`);
+    }
+    return id;
+  };
+  const named: Record<string, string> = {};
+  for (const [name, key] of Object.entries(GGUF_NAMES)) {
+    const id = idAt(key);
+    if (id !== undefined) named[name] = tokens[id] as string;
+  }
+  const flag = (key: string) => metadata[`tokenizer.ggml.${key}`] as boolean | undefined;
+  const addBos = flag('add_bos_token') ?? addsBosByDefault(metadata);
+  const addEos = flag('add_eos_token') ?? false;
+  const template = metadata['tokenizer.chat_template'];
+  return {
+    config: {
+      tokenizer_class: 'PreTrainedTokenizerFast',
+      ...named,
+      add_bos_token: addBos,
+      add_eos_token: addEos,
+      clean_up_tokenization_spaces: false,
+      model_max_length: 1e30,
+    },
+    named,
+    additional: [],
+    addBos,
+    addEos,
+    chatTemplate: typeof template === 'string' ? template : undefined,
+    eosIds: ['eos', 'eot', 'eom'].map(idAt).filter((id) => id !== undefined),
+  };
 }

@@ -2,8 +2,9 @@ import { readFile, stat, writeFile } from 'node:fs/promises';
 import { parentPort } from 'node:worker_threads';
 import { type Encoding, Tokenizer as NativeTokenizer } from 'tokenizers';
 import { LowrankError } from '../errors.ts';
-import { type GgufMetadata, ggufTokenizerJson } from './gguf_tokenizer.ts';
+import { type GgufMetadata, ggufSettings, ggufTokenizerJson, readGgufMetadata } from './gguf_tokenizer.ts';
 import { toUtf16Offsets } from './offsets.ts';
+import type { TokenizerSettings } from './tokenizer_folder.ts';
 import {
   invalidTokenizer,
   MAX_TOKENIZER_BYTES,
@@ -22,23 +23,8 @@ export interface LoadRequest {
   operation: 'load';
   /** Number to name it by from now on; never used before, by no earlier thread either. */
   tokenizer: number;
-  /** tokenizer.json, or a GGUF file's metadata whose long lists were staged before. */
-  source: { file: string } | { gguf: GgufMetadata; staged: number };
-  /** Tokens that the configuration names; all become special tokens. */
-  special: string[];
-  bos: string | undefined;
-  eos: string | undefined;
-  /** What the configuration says; undefined: tokenizer.json decides. */
-  addBos: boolean | undefined;
-  addEos: boolean | undefined;
-}
-
-/** Appends to lists of a GGUF's metadata that are too long for one message. */
-interface StageRequest {
-  operation: 'stage';
-  staged: number;
-  key: string;
-  values: GgufMetadata[string][];
+  /** tokenizer.json and what the files beside it say, or a GGUF file or its metadata. */
+  source: { file: string; settings: TokenizerSettings } | { gguf: string | GgufMetadata };
 }
 
 interface EncodeRequest {
@@ -60,12 +46,13 @@ interface ReleaseRequest {
   tokenizer: number;
 }
 
-export type TextRequest = (LoadRequest | StageRequest | EncodeRequest | SaveRequest | ReleaseRequest) & { id: number };
+export type TextRequest = (LoadRequest | EncodeRequest | SaveRequest | ReleaseRequest) & { id: number };
 
 export interface LoadReply {
   /** Texts of all tokens one after another in UTF-8; token i is bytes starts[i] to starts[i + 1], and absent where `present[i]` is 0. */
   table: { bytes: Uint8Array; starts: Int32Array; present: Uint8Array };
   special: { id: number; token: string }[];
+  settings: TokenizerSettings;
   /** tokenizer.json without its vocabulary: enough to decode by. */
   decoder: string;
 }
@@ -85,7 +72,6 @@ interface Loaded {
 }
 
 const loaded = new Map<number, Loaded>();
-const staged = new Map<number, Record<string, GgufMetadata[string][]>>();
 
 async function readTokenizerFile(path: string): Promise<TokenizerJson> {
   try {
@@ -99,17 +85,22 @@ async function readTokenizerFile(path: string): Promise<TokenizerJson> {
   }
 }
 
+interface Source {
+  where: string;
+  json: TokenizerJson;
+  settings: TokenizerSettings;
+}
+
+async function readSource(source: LoadRequest['source']): Promise<Source> {
+  if ('file' in source) return { where: source.file, json: await readTokenizerFile(source.file), settings: source.settings };
+  const metadata = typeof source.gguf === 'string' ? readGgufMetadata(source.gguf) : source.gguf;
+  return { where: 'GGUF tokenizer', settings: ggufSettings(metadata), json: ggufTokenizerJson(metadata) };
+}
+
 async function load(request: LoadRequest): Promise<LoadReply> {
-  const { source } = request;
-  const where = 'file' in source ? source.file : 'GGUF tokenizer';
-  let json: TokenizerJson;
-  if ('file' in source) json = await readTokenizerFile(source.file);
-  else {
-    const lists = staged.get(source.staged);
-    staged.delete(source.staged);
-    json = ggufTokenizerJson({ ...source.gguf, ...lists });
-  }
-  json = withSpecialTokens(json, request.special);
+  const { where, json: own, settings } = await readSource(request.source);
+  // What the configuration names are special tokens.
+  const json = withSpecialTokens(own, [...Object.values(settings.named), ...settings.additional]);
   const tokens = tokensById(json);
   const ids = new Map([...tokens].map(([id, token]) => [token, id]));
   for (const { id, content } of json.added_tokens) ids.set(content, id);
@@ -117,9 +108,11 @@ async function load(request: LoadRequest): Promise<LoadReply> {
     const id = token === undefined ? undefined : ids.get(token);
     return token === undefined || id === undefined ? undefined : { id, token };
   };
-  const { addBos, addEos } = request;
+  const { addBos, addEos } = settings;
+  const bos = named(settings.named.bos_token);
+  // Where the configuration does not say, tokenizer.json decides.
   if (addBos !== undefined || addEos !== undefined || json.post_processor === null) {
-    json.post_processor = templateProcessing(addBos ? named(request.bos) : undefined, addEos ? named(request.eos) : undefined);
+    json.post_processor = templateProcessing(addBos ? bos : undefined, addEos ? named(settings.named.eos_token) : undefined);
   }
   const text = JSON.stringify(json);
   let native: NativeTokenizer;
@@ -128,9 +121,10 @@ async function load(request: LoadRequest): Promise<LoadReply> {
   } catch (cause) {
     throw invalidTokenizer(where, (cause as Error).message, cause);
   }
-  loaded.set(request.tokenizer, { native, json: text, bosId: named(request.bos)?.id });
+  loaded.set(request.tokenizer, { native, json: text, bosId: bos?.id });
   return {
     table: tokenTable(tokens),
+    settings,
     special: json.added_tokens.filter(({ special }) => special).map(({ id, content }) => ({ id, token: content })),
     decoder: JSON.stringify({
       ...json,
@@ -200,18 +194,10 @@ function held(handle: number): Loaded {
   return tokenizer;
 }
 
-function stage({ staged: key, key: name, values }: StageRequest): void {
-  const lists = staged.get(key) ?? {};
-  lists[name] = [...(lists[name] ?? []), ...values];
-  staged.set(key, lists);
-}
-
 async function answer(request: TextRequest): Promise<unknown> {
   switch (request.operation) {
     case 'load':
       return load(request);
-    case 'stage':
-      return stage(request);
     case 'encode':
       return encode(request);
     case 'save':

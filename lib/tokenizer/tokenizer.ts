@@ -2,10 +2,9 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Decoder, Tokenizer as NativeTokenizer } from 'tokenizers';
 import { type ErrorCode, LowrankError, shown } from '../errors.ts';
-import type { GgufValue } from '../native.ts';
 import type { Message } from '../types.ts';
 import { ChatTemplate } from './chat_template.ts';
-import { addsBosByDefault, GGUF_TOKENIZER_KEYS, ggufTokens } from './gguf_tokenizer.ts';
+import type { GgufMetadata } from './gguf_tokenizer.ts';
 import {
   type ChatTemplateOptions,
   type DecodeOptions,
@@ -17,7 +16,6 @@ import {
 import { StreamDecoder } from './stream_decoder.ts';
 import type { EncodeReply, LoadReply, LoadRequest, TextRequest } from './text_worker.ts';
 import { locateTokenizer, readTokenizerSettings, type TokenizerSettings } from './tokenizer_folder.ts';
-import { invalidTokenizer } from './tokenizer_json.ts';
 import { WorkerFailure, WorkerThread } from './worker_thread.ts';
 
 /** One text's tokens. */
@@ -29,13 +27,11 @@ export interface Encoded {
 
 type Request = TextRequest extends infer R ? (R extends unknown ? Omit<R, 'id'> : never) : never;
 
-/** Lists longer than this go to the worker in pieces, so that no copy holds the event loop. */
-const STAGE_ITEMS = 20_000;
 const HEAP_MEGABYTES = 4096;
 
 const worker = new WorkerThread('text_worker', { heapMegabytes: HEAP_MEGABYTES });
 const forgotten = new FinalizationRegistry<number>((tokenizer) => worker.notify({ operation: 'release', tokenizer, id: 0 }));
-/** Numbers of tokenizers and staged lists: never used twice, so that one of a thread that died cannot mean another. */
+/** Numbers of tokenizers: never used twice, so that one of a thread that died cannot mean another. */
 let nextHandle = 1;
 
 async function ask<T>(request: Request): Promise<T> {
@@ -78,7 +74,8 @@ export class Tokenizer {
   readonly #settings: TokenizerSettings;
   readonly #template: ChatTemplate | undefined;
 
-  private constructor(handle: number, reply: LoadReply, settings: TokenizerSettings) {
+  private constructor(handle: number, reply: LoadReply) {
+    const { settings } = reply;
     const idOf = new Map(reply.special.map(({ id, token }) => [token, id]));
     const id = (name: string) => idOf.get(settings.named[name] ?? '');
     this.#handle = handle;
@@ -111,32 +108,20 @@ export class Tokenizer {
   static async fromFile(path: string): Promise<Tokenizer> {
     const file = await locateTokenizer(path);
     const settings = await readTokenizerSettings(file);
-    return Tokenizer.#load({ file }, settings);
+    return Tokenizer.#load({ file, settings });
   }
 
-  /** Builds the tokenizer that a GGUF file's metadata describes. Throws INVALID_TOKENIZER. */
-  static async fromGguf(metadata: Record<string, GgufValue>): Promise<Tokenizer> {
-    const settings = ggufSettings(metadata);
-    const staged = nextHandle++;
-    const short: Record<string, GgufValue> = {};
-    for (const key of GGUF_TOKENIZER_KEYS) {
-      const value = metadata[key];
-      if (value === undefined) continue;
-      if (!Array.isArray(value)) short[key] = value;
-      else
-        for (let at = 0; at === 0 || at < value.length; at += STAGE_ITEMS) {
-          await ask({ operation: 'stage', staged, key, values: value.slice(at, at + STAGE_ITEMS) });
-        }
-    }
-    return Tokenizer.#load({ gguf: short, staged }, settings);
+  /**
+   * Builds the tokenizer that a GGUF file's metadata describes: of the file at a path, which is read on the tokenizers' thread, or as it was
+   * read already. Throws INVALID_TOKENIZER.
+   */
+  static async fromGguf(source: string | GgufMetadata): Promise<Tokenizer> {
+    return Tokenizer.#load({ gguf: source });
   }
 
-  static async #load(source: LoadRequest['source'], settings: TokenizerSettings): Promise<Tokenizer> {
-    const { named, additional, addBos, addEos } = settings;
-    const special = [...Object.values(named), ...additional];
+  static async #load(source: LoadRequest['source']): Promise<Tokenizer> {
     const tokenizer = nextHandle++;
-    const request = { operation: 'load', tokenizer, source, special, bos: named.bos_token, eos: named.eos_token, addBos, addEos } as const;
-    return new Tokenizer(tokenizer, await ask<LoadReply>(request), settings);
+    return new Tokenizer(tokenizer, await ask<LoadReply>({ operation: 'load', tokenizer, source }));
   }
 
   /** Ids of a text. BOS is never doubled: a text that starts with it gets no other. */
@@ -241,44 +226,4 @@ function checkMessages(messages: unknown): asserts messages is Message[] {
   }
   const bad = messages.findIndex((message: unknown) => typeof (message as { role?: unknown } | null)?.role !== 'string');
   if (bad >= 0) throw new LowrankError('INVALID_OPTION', `message ${bad} is ${shown(messages[bad])}, expected { role, content }`);
-}
-
-const GGUF_NAMES: Record<string, string> = { bos_token: 'bos', eos_token: 'eos', unk_token: 'unknown', pad_token: 'padding' };
-
-function ggufSettings(metadata: Record<string, GgufValue>): TokenizerSettings {
-  const tokens = ggufTokens(metadata);
-  const idAt = (name: string) => {
-    const key = `tokenizer.ggml.${name}_token_id`;
-    const id = metadata[key];
-    if (id === undefined || id === 0xffffffff || id === -1) return undefined;
-    if (typeof id !== 'number' || tokens[id] === undefined) {
-      throw invalidTokenizer('GGUF tokenizer', `${key} is ${shown(id)}, but the vocabulary has ${tokens.length} tokens`);
-    }
-    return id;
-  };
-  const named: Record<string, string> = {};
-  for (const [name, key] of Object.entries(GGUF_NAMES)) {
-    const id = idAt(key);
-    if (id !== undefined) named[name] = tokens[id] as string;
-  }
-  const flag = (key: string) => metadata[`tokenizer.ggml.${key}`] as boolean | undefined;
-  const addBos = flag('add_bos_token') ?? addsBosByDefault(metadata);
-  const addEos = flag('add_eos_token') ?? false;
-  const template = metadata['tokenizer.chat_template'];
-  return {
-    config: {
-      tokenizer_class: 'PreTrainedTokenizerFast',
-      ...named,
-      add_bos_token: addBos,
-      add_eos_token: addEos,
-      clean_up_tokenization_spaces: false,
-      model_max_length: 1e30,
-    },
-    named,
-    additional: [],
-    addBos,
-    addEos,
-    chatTemplate: typeof template === 'string' ? template : undefined,
-    eosIds: ['eos', 'eot', 'eom'].map(idAt).filter((id) => id !== undefined),
-  };
 }

@@ -1,5 +1,4 @@
 import { join } from 'node:path';
-import { setImmediate } from 'node:timers/promises';
 import { LowrankError } from '../errors.ts';
 import type { PeftModel } from '../model/peft_model.ts';
 import {
@@ -18,8 +17,6 @@ import type { Trainable } from './trainable.ts';
 const OPTIMIZER_FILE = 'optimizer.safetensors';
 /** Transformers' patterns of parameters without weight decay. */
 const NO_DECAY = /bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)/i;
-/** Moments copied before the event loop gets its turn. */
-const VALUES_AT_A_TIME = 1 << 18;
 const PROBE_TOKENS = 8;
 const PROBE_VALUES = 64;
 
@@ -60,8 +57,8 @@ export class NativeTrainable implements Trainable {
     return this.#peft.core.run(() => this.#session.update(options));
   }
 
-  zeroGradients(): void {
-    call(() => this.#session.zeroGradients());
+  zeroGradients(): Promise<void> {
+    return this.#peft.core.run(() => this.#session.zeroGradients());
   }
 
   evaluate(batch: NativeTrainBatch): Promise<NativeLoss> {
@@ -84,10 +81,10 @@ export class NativeTrainable implements Trainable {
   async saveOptimizer(folder: string): Promise<void> {
     const tensors: NativeTensorData[] = [];
     const step = await this.#peft.core.run(async () => {
-      await this.#eachParameter(({ name, shape }) => {
-        const { m, v } = this.#session.readOptimizer(name);
+      for (const { name, shape } of this.#trained()) {
+        const { m, v } = await this.#session.readOptimizer(name);
         tensors.push({ name: `m.${name}`, dtype: 'F32', shape, data: m }, { name: `v.${name}`, dtype: 'F32', shape, data: v });
-      });
+      }
       return this.#session.optimizerStep;
     });
     await call(() => native().writeSafetensors(join(folder, OPTIMIZER_FILE), tensors, { optimizer: 'adamw', step: String(step) }));
@@ -102,11 +99,11 @@ export class NativeTrainable implements Trainable {
         throw new LowrankError('CHECKPOINT_CORRUPT', `${path}: found step ${file.metadata().step}, expected the number of updates`);
       const present = new Set(file.tensors().map((tensor) => tensor.name));
       await this.#peft.core.run(async () => {
-        await this.#eachParameter(({ name }) => {
+        for (const { name } of this.#trained()) {
           if (!present.has(`m.${name}`) || !present.has(`v.${name}`))
             throw new LowrankError('CHECKPOINT_CORRUPT', `${path} has no moments of ${name}`);
-          this.#session.writeOptimizer(name, file.read(`m.${name}`), file.read(`v.${name}`));
-        });
+          await this.#session.writeOptimizer(name, await file.readAsync(`m.${name}`), await file.readAsync(`v.${name}`));
+        }
         this.#session.optimizerStep = step;
       });
     } finally {
@@ -130,17 +127,6 @@ export class NativeTrainable implements Trainable {
 
   #trained() {
     return this.#peft.core.native.parameters().filter((parameter) => parameter.trainable);
-  }
-
-  async #eachParameter(visit: (parameter: { name: string; shape: number[] }) => void): Promise<void> {
-    let values = 0;
-    for (const parameter of this.#trained()) {
-      visit(parameter);
-      values += parameter.shape.reduce((product, size) => product * size, 1);
-      if (values < VALUES_AT_A_TIME) continue;
-      await setImmediate();
-      values = 0;
-    }
   }
 }
 

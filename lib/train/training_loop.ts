@@ -107,7 +107,7 @@ export class TrainingLoop {
     let nllSum = 0;
     for (const [micro, batch] of work.batches.entries()) {
       if (stop.reason) {
-        trainable.zeroGradients();
+        await trainable.zeroGradients();
         return undefined;
       }
       const loss = await trainable.accumulate(batch, {
@@ -119,7 +119,7 @@ export class TrainingLoop {
       nllSum += loss.nllSum;
     }
     if (stop.reason) {
-      trainable.zeroGradients();
+      await trainable.zeroGradients();
       return undefined;
     }
     const learningRate = learningRateAt(state.globalStep, this.#schedule);
@@ -154,7 +154,7 @@ export class TrainingLoop {
   async #apply(loss: number, learningRate: number): Promise<{ gradNorm: number; skipped: boolean }> {
     const { trainable, args } = this.#context;
     if (!Number.isFinite(loss)) {
-      trainable.zeroGradients();
+      await trainable.zeroGradients();
       return { gradNorm: Number.NaN, skipped: true };
     }
     return await trainable.update({
