@@ -5,6 +5,7 @@ import { LowrankError, shown, suggestion } from '../errors.ts';
 import { writeIntoFolder } from '../files/atomic_folder.ts';
 import { fetchAdapter } from '../hub/hub.ts';
 import { call } from '../native.ts';
+import { withCommas } from '../numbers.ts';
 import { type LoraConfig, parseLoraConfig, type ResolvedLoraConfig } from '../options/lora_config.ts';
 import { parseOptions } from '../options/parse.ts';
 import { type Adapter, createAdapter, loadAdapter, restoreAdapter, writeAdapterFolder } from './adapter.ts';
@@ -160,9 +161,8 @@ export class PeftModel extends CausalLM {
   /** Prints PEFT's line: trainable params: 4,884,480 || all params: 139,399,488 || trainable%: 3.5039 */
   printTrainableParameters(): void {
     const { trainable, all } = this.countParameters();
-    const number = (value: number) => value.toLocaleString('en-US');
     console.log(
-      `trainable params: ${number(trainable)} || all params: ${number(all)} || trainable%: ${((100 * trainable) / all).toFixed(4)}`,
+      `trainable params: ${withCommas(trainable)} || all params: ${withCommas(all)} || trainable%: ${((100 * trainable) / all).toFixed(4)}`,
     );
   }
 

@@ -1,4 +1,5 @@
 import { styleText } from 'node:util';
+import { withCommas } from '../numbers.ts';
 import type { TrainingStep } from './callbacks.ts';
 import type { LogEntry } from './trainer_state.ts';
 
@@ -160,7 +161,7 @@ class ProgressBar implements Progress {
     const figures = [
       `${this.#step}/${this.#totalSteps}`,
       ...(this.#loss === undefined ? [] : [`loss ${this.#loss.toFixed(4)}`]),
-      ...(this.#tokensPerSecond === undefined ? [] : [`${Math.round(this.#tokensPerSecond).toLocaleString('en')} tokens/s`]),
+      ...(this.#tokensPerSecond === undefined ? [] : [`${withCommas(Math.round(this.#tokensPerSecond))} tokens/s`]),
       `${this.#clock.left(this.#totalSteps - this.#step)} left`,
     ].join('  ');
     const cells = Math.max(0, Math.min(BAR_CELLS, (this.#stream.columns ?? 80) - figures.length - 5));

@@ -4,6 +4,7 @@ import { LowrankError } from '../errors.ts';
 import { CausalLM } from '../model/causal_lm.ts';
 import { getPeftModel, PeftModel } from '../model/peft_model.ts';
 import { call, native } from '../native.ts';
+import { withCommas } from '../numbers.ts';
 import type { DataSource } from '../options/data_source.ts';
 import { parseTrainerOptions, type ResolvedTrainerOptions, type TrainerOptions } from '../options/trainer_options.ts';
 import type { TrainingStep } from './callbacks.ts';
@@ -182,13 +183,12 @@ export class LoraTrainer {
     const { isa, threads } = native().systemInfo();
     const { trainable, all } = peft.countParameters();
     const { rows, tokens, supervised, empty } = train.summary;
-    const number = (value: number) => value.toLocaleString('en-US');
     const lines = [
       `computing in fp32 with ${isa} on ${threads} thread${threads === 1 ? '' : 's'}${args.bf16 === true ? ' (bf16: the CPU computes in fp32 in this version)' : ''}`,
-      `trainable params: ${number(trainable)} || all params: ${number(all)} || trainable%: ${((100 * trainable) / all).toFixed(4)}`,
-      `supervised tokens: ${number(supervised)} of ${number(tokens)} in ${number(rows)} rows${args.packing ? `, packed into ${number(train.units)}` : ''}`,
+      `trainable params: ${withCommas(trainable)} || all params: ${withCommas(all)} || trainable%: ${((100 * trainable) / all).toFixed(4)}`,
+      `supervised tokens: ${withCommas(supervised)} of ${withCommas(tokens)} in ${withCommas(rows)} rows${args.packing ? `, packed into ${withCommas(train.units)}` : ''}`,
     ];
     for (const line of lines) this.#progress.message(line);
-    if (empty > 0) this.#progress.warn(`${number(empty)} rows have nothing to learn from and are left out`);
+    if (empty > 0) this.#progress.warn(`${withCommas(empty)} rows have nothing to learn from and are left out`);
   }
 }
