@@ -30,6 +30,8 @@ void* map_pages(size_t bytes) {
   if (before > 0) munmap(begin, before);
   munmap(begin + before + bytes, kHugePage - before);
   madvise(begin + before, bytes, MADV_HUGEPAGE);
+  // To start a program, a process is copied first, page tables and all, while every other thread that needs a page waits.
+  madvise(begin + before, bytes, MADV_DONTFORK);
   return begin + before;
 }
 #else
