@@ -42,6 +42,15 @@ export interface NativeTensorData {
   data: ArrayBufferView;
 }
 
+/** A model's parameter as a tensor of a file. */
+export interface NativeParameterData {
+  name: string;
+  /** Its name in the model. */
+  parameter: string;
+  /** Rounded to nearest even. */
+  dtype: NativeFloatType;
+}
+
 export interface NativeRopeConfig {
   kind: 'default' | 'linear' | 'dynamic' | 'yarn' | 'llama3';
   theta: number;
@@ -164,6 +173,8 @@ export interface NativeModel {
   bind(slot: string, file: NativeTensorFile, tensor: string, unpermuteHeads?: number): Promise<void>;
   /** Copies values; matrices are stored as `dtype` (default F32), vectors always as F32. */
   setTensor(slot: string, data: Float32Array, dtype?: NativeFloatType): Promise<void>;
+  /** Stores a slot's tensor as `dtype` from now on, in memory of its own; vectors always as F32. */
+  convert(slot: string, dtype: NativeFloatType): Promise<void>;
   /** Throws INVALID_CONFIG listing the slots without a tensor. */
   ready(): void;
 
@@ -178,9 +189,8 @@ export interface NativeModel {
 
   /** Base tensors, then adapters' parameters; overrides are named `${slot}.${adapter}`. */
   parameters(): NativeParameter[];
-  /** Copy of a parameter: fp32 values, or the bits of `dtype`, rounded to nearest even. */
-  readParameter(name: string, dtype?: 'F32'): Promise<Float32Array>;
-  readParameter(name: string, dtype: NativeFloatType): Promise<Float32Array | Uint16Array>;
+  /** fp32 copy of a parameter. */
+  readParameter(name: string): Promise<Float32Array>;
   writeParameter(name: string, data: Float32Array): Promise<void>;
 
   /** Logits [T, vocabSize]. */
@@ -236,8 +246,12 @@ interface NativeSystemInfo {
 export interface NativeAddon {
   systemInfo(): NativeSystemInfo;
   openTensorFile(path: string): NativeTensorFile;
+  /** The same on another thread: a large header may have to come from the disk. */
+  openTensorFileAsync(path: string): Promise<NativeTensorFile>;
   /** Writes to a temporary name beside `path`, fsyncs and renames. */
   writeSafetensors(path: string, tensors: NativeTensorData[], metadata: Record<string, string>): Promise<void>;
+  /** The same of a model's parameters, which do not pass through JavaScript's memory. */
+  writeParameters(model: NativeModel, path: string, parameters: NativeParameterData[], metadata: Record<string, string>): Promise<void>;
   createModel(config: NativeModelConfig): NativeModel;
   createSession(model: NativeModel, options: { maxTokens: number; checkpointing: boolean; noDecay: string[] }): NativeSession;
   /** What a session of this kind would hold, in bytes, before anything is allocated. */

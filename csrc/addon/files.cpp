@@ -264,23 +264,6 @@ bool get_tensor(Napi::Env env, const Napi::Value& value, TensorToWrite* out, Nap
   return true;
 }
 
-bool get_metadata(Napi::Env env, const Napi::Value& value, MetadataStrings* out) {
-  if (value.IsUndefined() || value.IsNull()) return true;
-  if (!value.IsObject()) {
-    return refuse(env, error(Code::kInvalidOption, "metadata is not an object"));
-  }
-  const Napi::Object object = value.As<Napi::Object>();
-  const Napi::Array keys = object.GetPropertyNames();
-  if (keys.IsEmpty()) return false;
-  for (uint32_t i = 0; i < keys.Length(); ++i) {
-    const Napi::Value key = keys.Get(i);
-    std::string text;
-    if (!get_string(object.Get(key), "a value of metadata", &text)) return false;
-    out->emplace_back(key.ToString().Utf8Value(), std::move(text));
-  }
-  return true;
-}
-
 // writeSafetensors(path, tensors, metadata): checks on this thread, writes on another. The arrays
 // are kept alive and read in place until the promise settles: changing or transferring one
 // meanwhile changes what is written.
@@ -315,6 +298,23 @@ Napi::Value write_safetensors_async(const Napi::CallbackInfo& info) {
 
 }  // namespace
 
+bool get_metadata(Napi::Env env, const Napi::Value& value, MetadataStrings* out) {
+  if (value.IsUndefined() || value.IsNull()) return true;
+  if (!value.IsObject()) {
+    return refuse(env, error(Code::kInvalidOption, "metadata is not an object"));
+  }
+  const Napi::Object object = value.As<Napi::Object>();
+  const Napi::Array keys = object.GetPropertyNames();
+  if (keys.IsEmpty()) return false;
+  for (uint32_t i = 0; i < keys.Length(); ++i) {
+    const Napi::Value key = keys.Get(i);
+    std::string text;
+    if (!get_string(object.Get(key), "a value of metadata", &text)) return false;
+    out->emplace_back(key.ToString().Utf8Value(), std::move(text));
+  }
+  return true;
+}
+
 std::shared_ptr<TensorFile> unwrap_file(const Napi::Value& value) {
   if (!value.IsObject() || !value.As<Napi::Object>().CheckTypeTag(&kFileTag)) {
     throw_status(value.Env(), error(Code::kInvalidOption, "the value is not a tensor file"));
@@ -328,18 +328,34 @@ std::shared_ptr<TensorFile> unwrap_file(const Napi::Value& value) {
 void register_files(Napi::Env env, Napi::Object exports) {
   const auto file_class =
       std::make_shared<Napi::FunctionReference>(Napi::Persistent(FileObject::define(env)));
-  exports.Set("openTensorFile",
-              Napi::Function::New(env, [file_class](const Napi::CallbackInfo& info) -> Napi::Value {
-                std::string path;
-                if (!get_string(info[0], "path", &path)) return info.Env().Undefined();
-                Result<std::shared_ptr<TensorFile>> file = TensorFile::open(path);
-                if (!file.ok())
-                  return throw_status(info.Env(), file.status()), info.Env().Undefined();
-                Napi::Object object = file_class->New({});
-                object.TypeTag(&kFileTag);
-                FileObject::Unwrap(object)->set(std::move(file.value()));
-                return object;
-              }));
+  const auto wrap = [file_class](std::shared_ptr<TensorFile> file) {
+    Napi::Object object = file_class->New({});
+    object.TypeTag(&kFileTag);
+    FileObject::Unwrap(object)->set(std::move(file));
+    return object;
+  };
+  const auto open = [wrap](const Napi::CallbackInfo& info) -> Napi::Value {
+    std::string path;
+    if (!get_string(info[0], "path", &path)) return info.Env().Undefined();
+    Result<std::shared_ptr<TensorFile>> file = TensorFile::open(path);
+    if (!file.ok()) return throw_status(info.Env(), file.status()), info.Env().Undefined();
+    return wrap(std::move(file.value()));
+  };
+  const auto open_async = [wrap](const Napi::CallbackInfo& info) -> Napi::Value {
+    std::string path;
+    if (!get_string(info[0], "path", &path)) return info.Env().Undefined();
+    auto opened = std::make_shared<std::shared_ptr<TensorFile>>();
+    return run_async(
+        info.Env(),
+        [path, opened]() -> Status {
+          Result<std::shared_ptr<TensorFile>> file = TensorFile::open(path);
+          if (file.ok()) *opened = std::move(file.value());
+          return file.status();
+        },
+        [opened, wrap](Napi::Env) { return wrap(std::move(*opened)); }, Napi::Object::New(info.Env()));
+  };
+  exports.Set("openTensorFile", Napi::Function::New(env, open));
+  exports.Set("openTensorFileAsync", Napi::Function::New(env, open_async));
   exports.Set("writeSafetensors", Napi::Function::New(env, write_safetensors_async));
 }
 

@@ -6,9 +6,13 @@
 
 #include <memory>
 
+#include "formats/safetensors_writer.h"
 #include "formats/tensor_file.h"
 
 namespace lowrank::addon {
+
+// The strings of an object; false after throwing.
+bool get_metadata(Napi::Env env, const Napi::Value& value, MetadataStrings* out);
 
 void register_files(Napi::Env env, Napi::Object exports);
 

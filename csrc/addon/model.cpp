@@ -1,13 +1,11 @@
 #include "addon/model.h"
 
-#include <algorithm>
 #include <cstring>
 
 #include "addon/files.h"
 #include "addon/model_config.h"
 #include "addon/model_object.h"
 #include "addon/module.h"
-#include "core/half.h"
 #include "formats/tensor_file.h"
 #include "ops/dequantize.h"
 #include "train/session.h"
@@ -35,16 +33,6 @@ Status take(Result<T> result, T* out) {
   return {};
 }
 
-// F32 where it is left out.
-bool get_float_type(const Napi::Value& value, DType* out) {
-  std::string name = "F32";
-  if (!value.IsUndefined() && !get_string(value, "dtype", &name)) return false;
-  *out = name == "F32" ? DType::kF32 : name == "BF16" ? DType::kBF16 : name == "F16" ? DType::kF16 : DType::kCount;
-  if (*out != DType::kCount) return true;
-  throw_status(value.Env(), error(Code::kInvalidOption, "dtype is '%s'; expected F32, BF16 or F16", name.c_str()));
-  return false;
-}
-
 Napi::Array shape_array(Napi::Env env, std::span<const size_t> shape) {
   Napi::Array array = Napi::Array::New(env, shape.size());
   for (size_t i = 0; i < shape.size(); ++i) array.Set(static_cast<uint32_t>(i), static_cast<double>(shape[i]));
@@ -59,6 +47,7 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject> {
     return DefineClass(env, "NativeModel",
                        {InstanceAccessor("config", &ModelObject::config, nullptr), InstanceMethod("slots", &ModelObject::slots),
                         InstanceMethod("bind", &ModelObject::bind), InstanceMethod("setTensor", &ModelObject::set_tensor),
+                        InstanceMethod("convert", &ModelObject::convert),
                         InstanceMethod("ready", &ModelObject::ready), InstanceMethod("addAdapter", &ModelObject::add_adapter),
                         InstanceMethod("addOverride", &ModelObject::add_override),
                         InstanceMethod("removeAdapter", &ModelObject::remove_adapter),
@@ -103,6 +92,7 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject> {
   Napi::Value slots(const Napi::CallbackInfo& info);
   Napi::Value bind(const Napi::CallbackInfo& info);
   Napi::Value set_tensor(const Napi::CallbackInfo& info);
+  Napi::Value convert(const Napi::CallbackInfo& info);
   Napi::Value ready(const Napi::CallbackInfo& info) {
     const Model* model = reading(info.Env());
     return model == nullptr ? info.Env().Undefined() : finish(info.Env(), model->ready());
@@ -178,6 +168,28 @@ Napi::Value ModelObject::set_tensor(const Napi::CallbackInfo& info) {
   const std::span<const float> values(data.data, data.length);
   return bind_async(
       env, state_, [slot, values, dtype](Model& bound) { return bound.set_tensor(slot, values, dtype); }, info[1].As<Napi::Object>());
+}
+
+Napi::Value ModelObject::convert(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  std::string slot;
+  DType dtype = DType::kF32;
+  const Model* model = changing(env);
+  if (model == nullptr || !get_string(info[0], "slot", &slot) || !get_float_type(info[1], &dtype)) return env.Undefined();
+  const Result<ParameterValues> found = find_values(*model, slot);
+  if (!found.ok()) return finish(env, found.status());
+  const Matrix source = found.value().matrix;
+  return bind_async(
+      env, state_,
+      [slot, source, dtype](Model& bound) -> Status {
+        const size_t elements = source.rows * source.cols;
+        Buffer values;
+        LR_RETURN_IF_ERROR(values.allocate(elements * sizeof(float), slot.c_str()));
+        const std::lock_guard lock(addon_mutex());
+        LR_RETURN_IF_ERROR(dequantize(addon_context(), source, values.as<float>()));
+        return bound.set_tensor(slot, {values.as<float>(), elements}, dtype);
+      },
+      Value());
 }
 
 Napi::Value ModelObject::add_adapter(const Napi::CallbackInfo& info) {
@@ -268,41 +280,18 @@ Napi::Value ModelObject::parameters(const Napi::CallbackInfo& info) {
   return result;
 }
 
-// fp32 values in the storage type of a file.
-void narrow(std::span<const float> values, DType type, uint16_t* out) {
-  std::transform(values.begin(), values.end(), out, type == DType::kBF16 ? f32_to_bf16 : f32_to_f16);
-}
-
 Napi::Value ModelObject::read_parameter(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   std::string name;
-  DType dtype = DType::kF32;
   const Model* model = reading(env);
-  if (model == nullptr || !get_string(info[0], "name", &name) || !get_float_type(info[1], &dtype)) return env.Undefined();
-  Matrix source;
-  if (const Parameter* parameter = model->find_parameter(name)) {
-    source = matrix(parameter->data(), DType::kF32, 1, parameter->elements());
-  } else if (const Slot* slot = model->find_slot(name); slot != nullptr && slot->owner != nullptr) {
-    source = slot->value;
-  } else {
-    return finish(env, error(Code::kInvalidOption, "the model has no parameter named %s", name.c_str()));
-  }
-  const size_t elements = source.rows * source.cols;
-  if (dtype == DType::kF32) {
-    Napi::Float32Array values = Napi::Float32Array::New(env, elements);
-    return run_async(env, [running = std::make_shared<Running>(state_), source, out = values.Data()] {
-      const std::lock_guard lock(addon_mutex());
-      return dequantize(addon_context(), source, out);
-    }, values);
-  }
-  Napi::Uint16Array values = Napi::Uint16Array::New(env, elements);
-  return run_async(env, [running = std::make_shared<Running>(state_), source, dtype, elements, out = values.Data()]() -> Status {
-    Buffer wide;
-    LR_RETURN_IF_ERROR(wide.allocate(elements * sizeof(float), "a parameter's values"));
+  if (model == nullptr || !get_string(info[0], "name", &name)) return env.Undefined();
+  const Result<ParameterValues> found = find_values(*model, name);
+  if (!found.ok()) return finish(env, found.status());
+  const Matrix source = found.value().matrix;
+  Napi::Float32Array values = Napi::Float32Array::New(env, source.rows * source.cols);
+  return run_async(env, [running = std::make_shared<Running>(state_), source, out = values.Data()] {
     const std::lock_guard lock(addon_mutex());
-    LR_RETURN_IF_ERROR(dequantize(addon_context(), source, wide.as<float>()));
-    narrow({wide.as<float>(), elements}, dtype, out);
-    return {};
+    return dequantize(addon_context(), source, out);
   }, values);
 }
 
@@ -401,6 +390,24 @@ std::shared_ptr<ModelState> unwrap_model(const Napi::Value& value) {
   return state;
 }
 
+bool get_float_type(const Napi::Value& value, DType* out) {
+  std::string name = "F32";
+  if (!value.IsUndefined() && !get_string(value, "dtype", &name)) return false;
+  *out = name == "F32" ? DType::kF32 : name == "BF16" ? DType::kBF16 : name == "F16" ? DType::kF16 : DType::kCount;
+  if (*out != DType::kCount) return true;
+  throw_status(value.Env(), error(Code::kInvalidOption, "dtype is '%s'; expected F32, BF16 or F16", name.c_str()));
+  return false;
+}
+
+Result<ParameterValues> find_values(const Model& model, const std::string& name) {
+  if (const Parameter* parameter = model.find_parameter(name)) {
+    return ParameterValues{parameter->shape, matrix(parameter->data(), DType::kF32, 1, parameter->elements())};
+  }
+  const Slot* slot = model.find_slot(name);
+  if (slot != nullptr && slot->owner != nullptr) return ParameterValues{slot->shape, slot->value};
+  return error(Code::kInvalidOption, "the model has no parameter named %s", name.c_str());
+}
+
 bool get_batch(const Napi::Value& value, bool with_targets, OwnedBatch* out) {
   if (!value.IsObject()) {
     throw_status(value.Env(), error(Code::kInvalidOption, "batch is not an object"));
@@ -459,6 +466,7 @@ void register_model(Napi::Env env, Napi::Object exports) {
     return object;
   }));
   register_session(env, exports);
+  register_save(env, exports);
 }
 
 }  // namespace lowrank::addon

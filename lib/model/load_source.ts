@@ -82,7 +82,7 @@ async function readFolder(folder: string): Promise<Parts> {
 }
 
 async function readGguf(path: string): Promise<Parts> {
-  const file = openTensorFile(path);
+  const file = await openTensorFile(path);
   if (file.format !== 'gguf') throw new LowrankError('INVALID_GGUF', `${path} is a ${file.format} file; expected GGUF`);
   const metadata = call(() => configMetadata(file));
   const config = call(() => ggufToConfig(file, metadata));
@@ -103,7 +103,7 @@ function readEosIds(config: Record<string, unknown>, name: string): number[] {
 function placeAs(dtype: 'F32' | 'BF16' | 'F16'): Place {
   return async (model, slot, { file, info, unpermuteHeads }) => {
     await model.bind(slot, file, info.name, unpermuteHeads);
-    if (info.dtype !== dtype) await model.setTensor(slot, await model.readParameter(slot), dtype);
+    if (info.dtype !== dtype) await model.convert(slot, dtype);
   };
 }
 

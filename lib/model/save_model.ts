@@ -15,12 +15,11 @@ export async function saveModel(core: ModelCore, folder: string, options?: SaveO
     const stored = new Map(native.parameters().map((parameter) => [parameter.name, parameter.dtype]));
     const slots = native.slots().filter((slot) => stored.has(slot.name));
     return slots.map(({ name, shape }): TensorToSave => {
-      const dtype = chosen ?? floatType(stored.get(name));
-      return { name, shape, dtype, read: () => core.run((model) => model.readParameter(name, dtype)) };
+      return { name, shape, dtype: chosen ?? floatType(stored.get(name)) };
     });
   });
   await writeIntoFolder(folder, 'config.json', async (staging) => {
-    await writeWeights(staging, tensors, maxShardBytes);
+    await writeWeights(core, staging, tensors, maxShardBytes);
     await writeJson(join(staging, 'config.json'), savedConfig(core, tensors));
     if (core.eosIds.length > 0) await writeJson(join(staging, 'generation_config.json'), generationConfig(core));
     if (core.hasTokenizer) await core.tokenizer.save(staging);

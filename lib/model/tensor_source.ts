@@ -17,8 +17,8 @@ export interface TensorLocation {
 export type TensorMap = Map<string, TensorLocation>;
 
 /** Opens a safetensors or GGUF file; its header is checked, its data is mapped. */
-export function openTensorFile(path: string): NativeTensorFile {
-  return call(() => native().openTensorFile(path));
+export function openTensorFile(path: string): Promise<NativeTensorFile> {
+  return call(() => native().openTensorFileAsync(path));
 }
 
 /** The tensors of a folder in Transformers' layout: model.safetensors, or shards with model.safetensors.index.json. */
@@ -29,7 +29,7 @@ export async function openSafetensorsFolder(folder: string): Promise<TensorMap> 
     for (const info of file.tensors()) tensors.set(info.name, { file, info, unpermuteHeads: 0 });
   };
   if (names.includes('model.safetensors')) {
-    add(openTensorFile(await checkedPath(folder, 'model.safetensors')));
+    add(await openTensorFile(await checkedPath(folder, 'model.safetensors')));
     return tensors;
   }
   if (!names.includes('model.safetensors.index.json')) throw noWeights(folder, names);
@@ -37,7 +37,7 @@ export async function openSafetensorsFolder(folder: string): Promise<TensorMap> 
   const shardOf = await readIndex(index);
   for (const shard of new Set(shardOf.values())) {
     if (!names.includes(shard)) throw new LowrankError('FILE_NOT_FOUND', `${join(folder, shard)} does not exist, but ${index} names it`);
-    const file = openTensorFile(await checkedPath(folder, shard));
+    const file = await openTensorFile(await checkedPath(folder, shard));
     const strays = file.tensors().filter((info) => shardOf.get(info.name) !== shard);
     if (strays.length > 0)
       throw disagreement(

@@ -1,16 +1,15 @@
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LowrankError, shown } from '../errors.ts';
-import { call, type NativeFloatType, type NativeTensorData, native } from '../native.ts';
+import { type NativeFloatType, type NativeParameterData, native } from '../native.ts';
+import type { ModelCore } from './core.ts';
 import { elementCount } from './tensor.ts';
 
-/** A tensor to write, whose values are made when its turn comes. */
+/** A parameter of the model to write. */
 export interface TensorToSave {
   name: string;
   shape: number[];
   dtype: NativeFloatType;
-  /** Its values in that type. */
-  read(): Promise<ArrayBufferView>;
 }
 
 const kBytes: Record<NativeFloatType, number> = { F32: 4, BF16: 2, F16: 2 };
@@ -19,19 +18,16 @@ const kBytes: Record<NativeFloatType, number> = { F32: 4, BF16: 2, F16: 2 };
  * Writes model.safetensors into `folder`, or shards of at most `maxShardBytes` with their index, in Transformers' layout. One shard is
  * held in memory at a time.
  */
-export async function writeWeights(folder: string, tensors: TensorToSave[], maxShardBytes: number): Promise<void> {
+export async function writeWeights(core: ModelCore, folder: string, tensors: TensorToSave[], maxShardBytes: number): Promise<void> {
   const shards = splitIntoShards(tensors, maxShardBytes);
   const metadata = { format: 'pt' };
   const weightMap: Record<string, string> = {};
   for (const [i, shard] of shards.entries()) {
     const number = (n: number) => String(n).padStart(5, '0');
     const name = shards.length === 1 ? 'model.safetensors' : `model-${number(i + 1)}-of-${number(shards.length)}.safetensors`;
-    const data: NativeTensorData[] = [];
-    for (const tensor of shard) {
-      data.push({ name: tensor.name, dtype: tensor.dtype, shape: tensor.shape, data: await tensor.read() });
-      weightMap[tensor.name] = name;
-    }
-    await call(() => native().writeSafetensors(join(folder, name), data, metadata));
+    const parameters = shard.map(({ name: parameter, dtype }): NativeParameterData => ({ name: parameter, parameter, dtype }));
+    for (const tensor of shard) weightMap[tensor.name] = name;
+    await core.run((model) => native().writeParameters(model, join(folder, name), parameters, metadata));
   }
   if (shards.length === 1) return;
   const totalSize = tensors.reduce((sum, tensor) => sum + bytesOf(tensor), 0);

@@ -1,6 +1,6 @@
+import { WorkerFailure, WorkerThread } from '../threads/worker_thread.ts';
 import type { RenderReply, RenderRequest } from './template_process.ts';
 import type { TemplateThreadData } from './template_thread.ts';
-import { WorkerFailure, WorkerThread } from './worker_thread.ts';
 
 // Chat templates come with models from anywhere, can loop for ever and can ask for any amount of memory. A worker thread is no wall
 // against that: V8 ends the whole process when one allocation of a thread exceeds its heap limit. So they get a process of their own,
@@ -13,7 +13,7 @@ const HEAP_MEGABYTES = 2048;
 export class RenderCrash extends Error {}
 
 const data: TemplateThreadData = { pid: new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT) };
-const thread = new WorkerThread('template_thread', { heapMegabytes: HEAP_MEGABYTES, data });
+const thread = new WorkerThread('tokenizer/template_thread', { heapMegabytes: HEAP_MEGABYTES, data });
 
 /** Renders in the template process, one request at a time; rejects with {@link RenderCrash} when it dies of it. */
 export async function renderIsolated(request: RenderRequest): Promise<RenderReply> {

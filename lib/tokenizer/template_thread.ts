@@ -1,9 +1,9 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { parentPort, workerData } from 'node:worker_threads';
-import { entryUrl, sourceLoader } from './entry.ts';
+import { entryUrl, sourceLoader } from '../threads/entry.ts';
+import type { WorkerReply } from '../threads/worker_thread.ts';
 import type { RenderReply, RenderRequest } from './template_process.ts';
-import type { WorkerReply } from './worker_thread.ts';
 
 // The thread that starts the template process and passes requests on to it. To start a process takes as long as it takes to copy the page
 // tables of this one, tens of milliseconds beside a loaded model, which must not hold the event loop.
@@ -73,7 +73,7 @@ function send(request: RenderRequest): Promise<RenderReply> {
 function start(): ChildProcess {
   if (child?.connected && child.exitCode === null) return child;
   const loader = sourceLoader('tsx');
-  child = fork(fileURLToPath(entryUrl('template_process')), {
+  child = fork(fileURLToPath(entryUrl('tokenizer/template_process')), {
     execArgv: [`--max-old-space-size=${HEAP_MEGABYTES}`, ...(loader ? ['--import', pathToFileURL(loader).href] : [])],
     env: { ...process.env, NODE_OPTIONS: '' },
     serialization: 'advanced',

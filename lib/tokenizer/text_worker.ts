@@ -2,6 +2,7 @@ import { readFile, stat, writeFile } from 'node:fs/promises';
 import { parentPort } from 'node:worker_threads';
 import { type Encoding, Tokenizer as NativeTokenizer } from 'tokenizers';
 import { LowrankError } from '../errors.ts';
+import type { WorkerReply } from '../threads/worker_thread.ts';
 import { type GgufMetadata, ggufSettings, ggufTokenizerJson, readGgufMetadata } from './gguf_tokenizer.ts';
 import { toUtf16Offsets } from './offsets.ts';
 import type { TokenizerSettings } from './tokenizer_folder.ts';
@@ -14,7 +15,6 @@ import {
   tokensById,
   withSpecialTokens,
 } from './tokenizer_json.ts';
-import type { WorkerReply } from './worker_thread.ts';
 
 // The thread that tokenizers live in: building one takes a hundred milliseconds and more, encoding holds whole files; neither may hold
 // the event loop.

@@ -2,6 +2,7 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Decoder, Tokenizer as NativeTokenizer } from 'tokenizers';
 import { type ErrorCode, LowrankError, shown } from '../errors.ts';
+import { WorkerFailure, WorkerThread } from '../threads/worker_thread.ts';
 import type { Message } from '../types.ts';
 import { ChatTemplate } from './chat_template.ts';
 import type { GgufMetadata } from './gguf_tokenizer.ts';
@@ -16,7 +17,6 @@ import {
 import { StreamDecoder } from './stream_decoder.ts';
 import type { EncodeReply, LoadReply, LoadRequest, TextRequest } from './text_worker.ts';
 import { locateTokenizer, readTokenizerSettings, type TokenizerSettings } from './tokenizer_folder.ts';
-import { WorkerFailure, WorkerThread } from './worker_thread.ts';
 
 /** One text's tokens. */
 export interface Encoded {
@@ -29,7 +29,7 @@ type Request = TextRequest extends infer R ? (R extends unknown ? Omit<R, 'id'> 
 
 const HEAP_MEGABYTES = 4096;
 
-const worker = new WorkerThread('text_worker', { heapMegabytes: HEAP_MEGABYTES });
+const worker = new WorkerThread('tokenizer/text_worker', { heapMegabytes: HEAP_MEGABYTES });
 const forgotten = new FinalizationRegistry<number>((tokenizer) => worker.notify({ operation: 'release', tokenizer, id: 0 }));
 /** Numbers of tokenizers: never used twice, so that one of a thread that died cannot mean another. */
 let nextHandle = 1;

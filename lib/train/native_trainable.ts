@@ -92,7 +92,7 @@ export class NativeTrainable implements Trainable {
 
   async loadOptimizer(folder: string): Promise<void> {
     const path = join(folder, OPTIMIZER_FILE);
-    const file = call(() => native().openTensorFile(path));
+    const file = await call(() => native().openTensorFileAsync(path));
     try {
       const step = Number(file.metadata().step);
       if (!Number.isSafeInteger(step) || step < 0)

@@ -26,7 +26,7 @@ export class WorkerFailure extends Error {
 
 /**
  * A worker thread that answers requests, started at the first one and again after it has died. It keeps the process alive only while
- * requests are open. Entries are named without their ending: `.ts` when run from source, `.js` when compiled.
+ * requests are open. Entries are named by their path in lib without the ending: `.ts` when run from source, `.js` when compiled.
  */
 export class WorkerThread {
   #worker: Worker | undefined;

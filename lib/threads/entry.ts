@@ -1,9 +1,9 @@
 import { createRequire } from 'node:module';
 import { extname } from 'node:path';
 
-/** A file beside this one that a thread or process starts with: `.ts` when run from source, `.js` when compiled. */
+/** A file of this package, by its path in lib, that a thread or process starts with: `.ts` when run from source, `.js` when compiled. */
 export function entryUrl(name: string): URL {
-  return new URL(`./${name}${extname(import.meta.url)}`, import.meta.url);
+  return new URL(`../${name}${extname(import.meta.url)}`, import.meta.url);
 }
 
 /** From source, what a new thread or process has to load first to read TypeScript; undefined when compiled. */

@@ -1,0 +1,94 @@
+// writeParameters of lib/native.ts: a model's parameters straight into a file, without an array of JavaScript's for each.
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "addon/files.h"
+#include "addon/model_object.h"
+#include "addon/module.h"
+#include "core/half.h"
+#include "formats/safetensors_writer.h"
+#include "ops/dequantize.h"
+
+namespace lowrank::addon {
+namespace {
+
+struct ParameterToWrite {
+  std::string name;
+  DType dtype = DType::kF32;
+  std::vector<size_t> shape;
+  Matrix source;
+};
+
+// False after throwing.
+bool get_parameter(const Napi::Value& value, const Model& model, ParameterToWrite* out) {
+  const Napi::Env env = value.Env();
+  if (!value.IsObject()) return throw_status(env, error(Code::kInvalidOption, "a parameter to write is not an object")), false;
+  const Napi::Object object = value.As<Napi::Object>();
+  std::string parameter;
+  if (!get_string(object.Get("name"), "a tensor's name", &out->name) || !get_string(object.Get("parameter"), "a parameter's name", &parameter) ||
+      !get_float_type(object.Get("dtype"), &out->dtype)) {
+    return false;
+  }
+  const Result<ParameterValues> found = find_values(model, parameter);
+  if (!found.ok()) return throw_status(env, found.status()), false;
+  out->shape.assign(found.value().shape.begin(), found.value().shape.end());
+  out->source = found.value().matrix;
+  return true;
+}
+
+// The values in the type asked for: where they lie already, or in `copy`.
+Status convert(const ParameterToWrite& parameter, Buffer* copy, TensorToWrite* out) {
+  const Matrix& source = parameter.source;
+  const size_t elements = source.rows * source.cols;
+  *out = {parameter.name, parameter.dtype, parameter.shape, source.data, elements * dtype_info(parameter.dtype).block_bytes};
+  if (source.type == parameter.dtype) return {};
+  Buffer wide;
+  LR_RETURN_IF_ERROR(wide.allocate(elements * sizeof(float), parameter.name.c_str()));
+  LR_RETURN_IF_ERROR(dequantize(addon_context(), source, wide.as<float>()));
+  if (parameter.dtype == DType::kF32) {
+    *copy = std::move(wide);
+  } else {
+    LR_RETURN_IF_ERROR(copy->allocate(elements * sizeof(uint16_t), parameter.name.c_str()));
+    std::transform(wide.as<float>(), wide.as<float>() + elements, copy->as<uint16_t>(), parameter.dtype == DType::kBF16 ? f32_to_bf16 : f32_to_f16);
+  }
+  out->data = copy->as<>();
+  return {};
+}
+
+Status write(const std::string& path, const std::vector<ParameterToWrite>& parameters, const MetadataStrings& metadata) {
+  std::vector<Buffer> copies(parameters.size());
+  std::vector<TensorToWrite> tensors(parameters.size());
+  {
+    const std::lock_guard lock(addon_mutex());
+    for (size_t i = 0; i < parameters.size(); ++i) LR_RETURN_IF_ERROR(convert(parameters[i], &copies[i], &tensors[i]));
+  }
+  return write_safetensors(path, std::move(tensors), metadata);
+}
+
+Napi::Value write_parameters(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const std::shared_ptr<ModelState> state = unwrap_model(info[0]);
+  std::string path;
+  MetadataStrings metadata;
+  if (state == nullptr || !get_string(info[1], "path", &path) || !get_metadata(env, info[3], &metadata)) return env.Undefined();
+  if (!info[2].IsArray()) return throw_status(env, error(Code::kInvalidOption, "parameters is not an array")), env.Undefined();
+  const Napi::Array list = info[2].As<Napi::Array>();
+  std::vector<ParameterToWrite> parameters(list.Length());
+  for (uint32_t i = 0; i < list.Length(); ++i) {
+    const Napi::HandleScope scope(env);
+    if (!get_parameter(list.Get(i), *state->model, &parameters[i])) return env.Undefined();
+  }
+  return run_async(
+      env,
+      [running = std::make_shared<Running>(state), path, parameters = std::move(parameters), metadata] { return write(path, parameters, metadata); },
+      [](Napi::Env done) { return done.Undefined(); }, Napi::Object::New(env));
+}
+
+}  // namespace
+
+void register_save(Napi::Env env, Napi::Object exports) { exports.Set("writeParameters", Napi::Function::New(env, write_parameters)); }
+
+}  // namespace lowrank::addon
