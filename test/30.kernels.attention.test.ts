@@ -1,3 +1,4 @@
+import assert from 'node:assert/strict';
 import * as kernels from '../lib/kernels.ts';
 import * as reference from './kernels/reference.ts';
 import { assertClose, assertGradients, assertRefused, dot, Random } from './kernels/support.ts';
@@ -55,6 +56,30 @@ describe('lowrank/kernels: attention', () => {
       assertGradients(describeShape(shape), { q, k, v }, { q: dq, k: dk, v: dv }, (moved) =>
         dot(reference.attention(moved.q, moved.k, moved.v, shape).o, dO),
       );
+    }
+  });
+
+  it('has no gradient of scores where a query sees one key', () => {
+    const random = new Random();
+    for (const [window, queryStarts, keyStarts] of [
+      [1, [0, 37, 300], [0, 37, 300]],
+      [1, [0, 3], [0, 20]],
+      [0, [0, 1, 1, 2], [0, 1, 1, 2]],
+    ] as const) {
+      const [tokens, keys, kvHeads, headDim] = [queryStarts.at(-1)!, keyStarts.at(-1)!, 3, 1 + random.below(40)];
+      const q = random.normals(tokens * 2 * kvHeads * headDim);
+      const [k, v] = [random.normals(keys * kvHeads * headDim), random.normals(keys * kvHeads * headDim)];
+      const starts = { queryStarts: Int32Array.from(queryStarts), keyStarts: Int32Array.from(keyStarts) };
+      const options = { q, k, v, heads: 2 * kvHeads, kvHeads, headDim, window, ...starts };
+      const { o, lse } = kernels.attention(options);
+      const { dq, dk, dv } = kernels.attentionBackward({ ...options, o, lse, dO: random.normals(o.length) });
+      for (const [name, gradient] of Object.entries({ dq, dk })) {
+        assert.ok(
+          gradient.every((value) => value === 0),
+          `${name}, window ${window}, head_dim ${headDim}`,
+        );
+      }
+      assert.ok(dv.some((value) => value !== 0));
     }
   });
 

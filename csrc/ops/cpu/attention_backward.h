@@ -15,7 +15,7 @@ struct BackwardPanels {
   float *dk, *dv;            // [kAttentionChunk][padded]
   float *q_lanes, *do_lanes; // [padded][kTileRows]: q scaled for base-2 scores
   float *dq_lanes;
-  float *q_rows, *do_rows;   // [kTileRows][padded]: q times scale
+  float *q_rows, *do_rows;   // [kTileRows][padded]: q times score_scale()
   float *p, *ds;             // [kKeyBlock][kTileRows]
 };
 
@@ -47,6 +47,12 @@ struct BackwardStatistics {
   alignas(64) float delta[kTileRows];
 };
 
+// What scales row i of a tile in the gradients of its scores. Nothing comes through the softmax of a single key, whose dP - delta is the
+// rounding of two equal sums; AdamW would make steps of full size of it.
+LR_INLINE float score_scale(const AttentionGroup& g, const Tile& tile, size_t i) {
+  return g.window == 1 || tile.position[i] == 0 ? 0.0f : g.scale;
+}
+
 inline void load_tile(const AttentionGroup& g, const AttentionGradients& d, const Tile& tile, const BackwardPanels& at,
                BackwardStatistics& statistics) {
   const size_t length = padded(g.head_dim);
@@ -60,7 +66,7 @@ inline void load_tile(const AttentionGroup& g, const AttentionGradients& d, cons
   }
   for (size_t i = 0; i < tile.vectors * V::kWidth; ++i) {
     if (i < tile.rows) {
-      copy_row(q[i], g.head_dim, g.scale, at.q_rows + i * length, length);
+      copy_row(q[i], g.head_dim, score_scale(g, tile, i), at.q_rows + i * length, length);
       copy_row(d_o[i], g.head_dim, 1.0f, at.do_rows + i * length, length);
     } else {
       zero_row(at.q_rows + i * length, length);
@@ -117,18 +123,18 @@ inline void backward_step(const AttentionGroup& g, const Tile& tile, const Backw
   });
 }
 
-// dq (+)= scale · dq_lanes.
+// dq (+)= score_scale() · dq_lanes.
 inline void write_queries(const AttentionGroup& g, const AttentionGradients& d, const Tile& tile, const BackwardPanels& at, bool first) {
   float* rows[kTileRows];
   row_pointers(g, tile, d.dq, d.dq_stride, rows);
   alignas(64) float scale[kTileRows];
-  for (size_t i = 0; i < kTileRows; ++i) scale[i] = g.scale;
+  for (size_t i = 0; i < kTileRows; ++i) scale[i] = score_scale(g, tile, i);
   for (size_t v = 0; v < tile.vectors; ++v) {
     const size_t lane = v * V::kWidth, lanes = live_lanes(tile, v);
     if (first) {
-      lanes_to_rows<false>(at.dq_lanes + lane, kTileRows, scale, g.head_dim, rows + lane, lanes);
+      lanes_to_rows<false>(at.dq_lanes + lane, kTileRows, scale + lane, g.head_dim, rows + lane, lanes);
     } else {
-      lanes_to_rows<true>(at.dq_lanes + lane, kTileRows, scale, g.head_dim, rows + lane, lanes);
+      lanes_to_rows<true>(at.dq_lanes + lane, kTileRows, scale + lane, g.head_dim, rows + lane, lanes);
     }
   }
 }
