@@ -139,6 +139,19 @@ describe('adapter folders', () => {
     assert.ok((await b(0)).some((value) => value !== 0));
   });
 
+  it("takes the biases that PEFT repeats where bias is 'all' and modulesToSave names a module with one", async () => {
+    const { folder, logits } = await savedAdapter({ targetModules: ['q_proj'], bias: 'all', modulesToSave: ['k_proj'] });
+    await rewrite(folder, (tensors) =>
+      tensors.flatMap((tensor) => {
+        if (!tensor.name.endsWith('k_proj.bias')) return [tensor];
+        const module = tensor.name.slice(0, -'.bias'.length);
+        const untrained = { ...tensor, name: `${module}.original_module.bias`, data: new Uint8Array(tensor.data.byteLength) };
+        return [tensor, { ...tensor, name: `${module}.modules_to_save.bias` }, untrained];
+      }),
+    );
+    assert.deepEqual((await (await load(folder)).forward(kInput)).data, logits);
+  });
+
   it('names A without B', async () => {
     const { folder } = await savedAdapter();
     await rewrite(folder, (tensors) => tensors.filter((tensor) => tensor.name !== `${kKey}.lora_B.weight`));

@@ -5,7 +5,7 @@ import { LowrankError } from '../errors.ts';
 import { recoverFolders } from '../files/atomic_folder.ts';
 import { call, type NativeTensorFile, type NativeTensorInfo } from '../native.ts';
 import { type AdapterConfig, fromAdapterConfigJson } from '../options/adapter_config.ts';
-import { type AdapterParameter, normalisedKey } from './adapter_names.ts';
+import { type AdapterParameter, isRepetition, normalisedKey } from './adapter_names.ts';
 import { readJsonObject } from './json_file.ts';
 import { checkedPath, listed, openTensorFile } from './tensor_source.ts';
 
@@ -54,7 +54,8 @@ export async function readAdapterWeights(
   strict: boolean,
 ): Promise<Map<string, Float32Array>> {
   const expected = new Set(parameters.map((parameter) => parameter.key));
-  const found = new Map(file.tensors().map((info) => [normalisedKey(info.name, expected), info]));
+  const tensors = file.tensors().filter((info) => !isRepetition(info.name, expected));
+  const found = new Map(tensors.map((info) => [normalisedKey(info.name, expected), info]));
   checkPairs(path, found);
   const missing = [...expected].filter((key) => !found.has(key));
   const unexpected = [...found.keys()].filter((key) => !expected.has(key));

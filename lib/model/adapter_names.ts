@@ -47,3 +47,9 @@ export function normalisedKey(key: string, expected: ReadonlySet<string>): strin
   const wrapped = key.replace(/\.bias$/, '.base_layer.bias');
   return expected.has(wrapped) ? wrapped : key;
 }
+
+/** Whether PEFT wrote the key beside another that says the same: `bias: 'all'` takes every bias in a module of modules_to_save by its inner name too. */
+export function isRepetition(key: string, expected: ReadonlySet<string>): boolean {
+  const outer = key.replace(/\.(modules_to_save|original_module)\.bias$/, '.bias');
+  return outer !== key && expected.has(outer);
+}
