@@ -48,6 +48,22 @@ describe('generation on token ids', () => {
     assert.deepEqual(together[2]?.ids, await greedy(model, long.slice(0, 512), 3));
   });
 
+  it('takes dynamic rotary frequencies from a row alone, and from the whole of its prompt', async () => {
+    const rope = { max_position_embeddings: 16, rope_scaling: { rope_type: 'dynamic', factor: 4 }, rope_theta: 30 };
+    const model = await CausalLM.fromConfig(tinyConfig({ ...rope, initializer_range: 0.4 }), { seed: 28 });
+    const prompts = [5, 700, 12, 40].map((length, row) => Array.from({ length }, (_, i) => (i * i + row) % 37));
+    const together = await model.generateBatch(prompts, { maxNewTokens: 12 });
+    for (const [i, prompt] of prompts.entries()) {
+      assert.deepEqual(together[i], await model.generate(prompt, { maxNewTokens: 12 }));
+      for await (const { id, logprob } of model.stream(prompt, { maxNewTokens: 1 })) {
+        const { data, shape } = await model.forward({ inputIds: [prompt] });
+        const last = data.subarray(data.length - (shape[2] as number));
+        const expected = (last[id] as number) - Math.log(last.reduce((sum, value) => sum + Math.exp(value), 0));
+        assert.ok(Math.abs(logprob - expected) < 1e-4, `prompt of ${prompt.length}: ${logprob}; expected ${expected}`);
+      }
+    }
+  });
+
   it('ends at any end token of the configuration, which is among the ids', async () => {
     const plain = await CausalLM.fromConfig(tinyConfig(), { seed: 21 });
     const { ids } = await plain.generate([3, 1, 4], { maxNewTokens: 20 });

@@ -73,12 +73,14 @@ Status check_batch(const DecoderConfig& config, const Batch& batch) {
   return {};
 }
 
-Status Decoder::rope_tables(const Batch& batch, Workspace* w) const {
-  const int32_t last = *std::max_element(batch.positions.begin(), batch.positions.end());
+Status Decoder::rope_tables(const Batch& batch, size_t begin, size_t end, Workspace* w) const {
+  const std::span<const int32_t> positions = batch.positions.subspan(begin, end - begin);
+  const int32_t last = *std::max_element(positions.begin(), positions.end());
   std::vector<float> inv_freq;
   float scale = 1.0f;
   LR_RETURN_IF_ERROR(rope_frequencies(config_.rope, static_cast<size_t>(last) + 1, &inv_freq, &scale));
-  return rope_table(context_, batch.positions.data(), batch.positions.size(), inv_freq, scale, w->cos, w->sin);
+  const size_t at = begin * config_.rope.rotary_dim / 2;
+  return rope_table(context_, positions.data(), positions.size(), inv_freq, scale, w->cos + at, w->sin + at);
 }
 
 Status Decoder::project_qkv(const LayerPlan& plan, const float* input, size_t tokens, uint64_t seed, const BlockSaved& saved,
@@ -150,7 +152,7 @@ Status Decoder::recompute(const LayerPlan& plan, const Batch& batch, const float
 Status Decoder::forward(const ModelPlan& plan, const Batch& batch, Mode mode, uint64_t seed, Workspace* w) const {
   const size_t tokens = batch.ids.size();
   LR_RETURN_IF_ERROR(w->prepare(config_, plan, mode, tokens));
-  LR_RETURN_IF_ERROR(rope_tables(batch, w));
+  LR_RETURN_IF_ERROR(rope_tables(batch, 0, tokens, w));
   LR_RETURN_IF_ERROR(embedding_forward(context_, plan.embedding, batch.ids.data(), tokens, w->input(0)));
   for (size_t l = 0; l < plan.layers.size(); ++l) {
     const BlockSaved& saved = w->block(l);
@@ -175,7 +177,7 @@ Status Decoder::forward_cached(const ModelPlan& plan, const Batch& batch, std::s
     sequences.push_back({begin, length, rows[i] * cache->capacity(), cached + length});
   }
   LR_RETURN_IF_ERROR(w->prepare(c, plan, Mode::kForward, tokens));
-  LR_RETURN_IF_ERROR(rope_tables(batch, w));
+  for (const AttentionSequence& s : sequences) LR_RETURN_IF_ERROR(rope_tables(batch, s.q_begin, s.q_begin + s.q_len, w));
   LR_RETURN_IF_ERROR(embedding_forward(context_, plan.embedding, batch.ids.data(), tokens, w->input(0)));
   for (size_t l = 0; l < plan.layers.size(); ++l) {
     const BlockSaved& saved = w->block(l);

@@ -44,7 +44,9 @@ class Decoder {
   Status logits(const ModelPlan&, std::span<const size_t> rows, Workspace*, float* out) const;
 
  private:
-  Status rope_tables(const Batch&, Workspace*) const;
+  // Of tokens [begin, end), whose last position sets the frequencies where rope is dynamic: a batch shares them, as in Transformers; rows of
+  // a cache have their own.
+  Status rope_tables(const Batch&, size_t begin, size_t end, Workspace*) const;
   Status project_qkv(const LayerPlan&, const float* input, size_t tokens, uint64_t seed, const BlockSaved&, Workspace*) const;
   Status add_attention(const LayerPlan&, const float* input, size_t tokens, uint64_t seed, const BlockSaved&, Workspace*) const;
   Status gate_up(const LayerPlan&, size_t tokens, uint64_t seed, const BlockSaved&, Workspace*) const;

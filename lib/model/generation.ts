@@ -118,6 +118,12 @@ async function* grow(core: ModelCore, prompts: number[][], rows: Row[], options:
   }
 }
 
+/** Tokens of a piece. Beyond the trained length, dynamic rotary frequencies are those of the whole prompt, for all of its tokens. */
+function prefillTokens(core: ModelCore, longest: number): number {
+  const { kind, maxPosition } = core.native.config.rope;
+  return kind === 'dynamic' && longest > maxPosition ? longest : kPrefillTokens;
+}
+
 /** Runs the prompts in pieces. A row's first token is drawn with its last piece; undefined when aborted. */
 async function prefill(
   core: ModelCore,
@@ -129,17 +135,18 @@ async function prefill(
   const ids = new Int32Array(prompts.length);
   const logprobs = new Float32Array(prompts.length);
   const longest = Math.max(...prompts.map((prompt) => prompt.length));
-  for (let begin = 0; begin < longest; begin += kPrefillTokens) {
+  const piece = prefillTokens(core, longest);
+  for (let begin = 0; begin < longest; begin += piece) {
     if (signal?.aborted) return undefined;
     const drawn = await decode(
       core,
       cache,
-      prompts.map((prompt) => prompt.slice(begin, begin + kPrefillTokens)),
+      prompts.map((prompt) => prompt.slice(begin, begin + piece)),
       sampling,
       0,
     );
     prompts.forEach((prompt, r) => {
-      if (prompt.length <= begin || prompt.length > begin + kPrefillTokens) return;
+      if (prompt.length <= begin || prompt.length > begin + piece) return;
       ids[r] = drawn.ids[r] as number;
       logprobs[r] = drawn.logprobs[r] as number;
     });
