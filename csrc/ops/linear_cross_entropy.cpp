@@ -152,12 +152,12 @@ class HeadPass {
       const size_t columns = round_up(size, gemm_.width);
       for (size_t piece = 0; piece < inner_.count(); ++piece) {
         const size_t k = inner_.size(piece);
-        gemm_.pack(w_, true, inner_.begin(piece), k, first, count,
+        gemm_.f32.pack(w_, true, inner_.begin(piece), k, first, count,
                    inner_panels(block) + inner_.begin(piece) * columns + at * k, k, 0);
       }
       if (dh_ == nullptr) return;
       for (size_t piece = 0; piece < outer_.count(); ++piece) {
-        gemm_.pack(w_, false, first, count, outer_.begin(piece), outer_.size(piece),
+        gemm_.f32.pack(w_, false, first, count, outer_.begin(piece), outer_.size(piece),
                    outer_panels(block) + outer_.begin(piece) * size, size, at);
       }
     });
@@ -168,14 +168,14 @@ class HeadPass {
     for (size_t piece = 0; piece < inner_.count(); ++piece) {
       const GemmSegment segment{h_ + row * channels_ + inner_.begin(piece), channels_, 1,
                                 inner_.size(piece)};
-      gemm_.block(&segment, 1, rows, inner_panels(block) + inner_.begin(piece) * columns, tokens, s,
+      gemm_.f32.block(&segment, 1, rows, inner_panels(block) + inner_.begin(piece) * columns, tokens, s,
                   tokens, nullptr, piece > 0);
     }
     for (size_t i = 0; i < rows; ++i) update_row(row + i, token, tokens, s + i * tokens);
     if (dh_ == nullptr) return;
     for (size_t piece = 0; piece < outer_.count(); ++piece) {
       const GemmSegment segment{s, tokens, 1, tokens};
-      gemm_.block(&segment, 1, rows, outer_panels(block) + outer_.begin(piece) * tokens,
+      gemm_.f32.block(&segment, 1, rows, outer_panels(block) + outer_.begin(piece) * tokens,
                   outer_.size(piece), dh_ + row * channels_ + outer_.begin(piece), channels_,
                   nullptr, token > 0);
     }
