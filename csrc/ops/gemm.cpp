@@ -26,9 +26,8 @@ constexpr double kForkFlops = 5e5;
 constexpr size_t kDirectRows = 48;
 // Rows of a chunk whose C is transposed by way of a tile.
 constexpr size_t kTransposedRows = 64;
-// Row-wise dot products, which need no packing, for at most this many rows; as fast as packing
-// there, and faster below.
-constexpr size_t kDotRows = 2 * kGemmMaxDotRows;
+// Row-wise dot products need no packing; as fast as packing at kGemmDotRows, and faster below.
+static_assert(kGemmDotRows == 2 * kGemmMaxDotRows);
 // Least bytes of weight in a chunk of row-wise dot products.
 constexpr size_t kDotBytes = size_t{48} << 10;
 constexpr size_t kChunksPerThread = 4;
@@ -155,7 +154,7 @@ class Gemm {
 
   // ── very few rows: row-wise dot products ──
   bool only_dots() const {
-    if (m_ > kDotRows || transposed_c_) return false;
+    if (m_ > kGemmDotRows || transposed_c_) return false;
     return std::all_of(parts_.begin(), parts_.end(), [](const GemmPart& part) {
       return !part.terms.empty() &&
              std::all_of(part.terms.begin(), part.terms.end(),

@@ -262,6 +262,18 @@ void pair_block(const GemmSegment* segments, size_t segment_count, size_t m, con
   }
 }
 
+double round_and_sum(float* x, size_t n) {
+  V::T sum = V::zero();
+  for (size_t i = 0; i < n; i += kW) {
+    const size_t lanes = n - i < kW ? n - i : kW;
+    const __m256i halves = (__m256i)_mm512_cvtneps_pbh(V::load_n(x + i, lanes));
+    const V::T rounded = as_floats(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+    V::store_n(x + i, rounded, lanes);
+    sum = V::add(sum, rounded);
+  }
+  return static_cast<double>(V::sum(sum));
+}
+
 }  // namespace
 }  // namespace lowrank::LR_ISA
 

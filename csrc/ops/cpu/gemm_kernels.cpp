@@ -103,7 +103,7 @@ void pack_pairs(const Matrix& b, bool transposed, size_t k_begin, size_t k, size
   code_of(b.type).pack_pairs(b, transposed, k_begin, k, n_begin, n, panels, block_depth, at);
 }
 
-constexpr BlockKernels kPairKernels = {2, pack_pairs, pair_block};
+constexpr BlockKernels kPairKernels = {2, pack_pairs, pair_block, round_and_sum};
 constexpr const BlockKernels* kBf16Kernels = &kPairKernels;
 #else
 constexpr const BlockKernels* kBf16Kernels = nullptr;
@@ -127,6 +127,6 @@ void dot(const Matrix& w, size_t row_begin, size_t rows, const float* a, size_t 
 
 extern const GemmKernels kGemmKernels;
 const GemmKernels kGemmKernels = {
-    V::kWidth, kMr, kNr, {1, pack, block}, kBf16Kernels, direct, dequantize, dot};
+    V::kWidth, kMr, kNr, {1, pack, block, nullptr}, kBf16Kernels, direct, dequantize, dot};
 
 }  // namespace lowrank::LR_ISA

@@ -53,6 +53,9 @@ struct BlockKernels {
   // `bias` ([n]) may be null. With bf16, A is rounded to nearest even and its col is 1.
   void (*block)(const GemmSegment* segments, size_t segment_count, size_t m, const float* panels,
                 size_t n, float* c, size_t ldc, const float* bias, bool accumulate);
+
+  // x becomes what `block` would round it to; returns the sum of that. Null with fp32.
+  double (*round)(float* x, size_t n);
 };
 
 struct GemmKernels {
