@@ -32,7 +32,7 @@ describe('compute type bf16', function () {
       env: { ...process.env, ...env },
     });
     assert.match(stdout, /^[0-9a-f]{64}$/, stderr);
-    return { hash: stdout, log: stderr, state: readFileSync(join(outputDir, 'checkpoint-6', 'trainer_state.json'), 'utf8') };
+    return { hash: stdout, log: stderr, state: readFileSync(join(outputDir, 'checkpoint-6', 'lowrank_state.json'), 'utf8') };
   }
 
   it('is left out, with a word in the log, where the instruction-set level has none', () => {
