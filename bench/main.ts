@@ -56,13 +56,15 @@ function summary(name: string, blocks: BlockResult[]): TrainingResult {
 
 async function training(): Promise<TrainingResult[]> {
   const gguf = await fetchSmolLm2();
-  const { threads, isa } = native().systemInfo();
+  const { threads, isa, bf16 } = native().systemInfo();
   const compiled = fileURLToPath(new URL('../dist/index.js', import.meta.url));
   const script = fileURLToPath(new URL('./train_ours.mjs', import.meta.url));
   const ours = (name: string, model: string, ...flags: string[]) =>
     new BenchChild(name, process.execPath, [script, compiled, model, ...flags]);
+  const folder = await bf16Model(gguf);
   const children = [
-    ours('lowrank, bf16 weights', await bf16Model(gguf)),
+    ours('lowrank, bf16 weights', folder),
+    ...(bf16 ? [ours('lowrank bf16, bf16 weights', folder, '--bf16')] : []),
     ours('lowrank, GGUF Q4_1 weights', gguf),
     ours('lowrank, GGUF Q4_1, checkpointing', gguf, '--checkpointing'),
   ];

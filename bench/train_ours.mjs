@@ -1,7 +1,7 @@
 // Our side of the training benchmark: LoRA r=16 on all linear layers of SmolLM2-135M, full rows of random tokens, all of them
 // supervised, AdamW, clipping at 1. Same protocol as peers/peft_train.py: {"ready": true}, then one JSON line for each `run K`.
 // Runs the compiled package, as its users do, so that memory and start-up are theirs.
-//   node bench/train_ours.mjs dist/index.js MODEL [--batch 4] [--length 256] [--checkpointing]
+//   node bench/train_ours.mjs dist/index.js MODEL [--batch 4] [--length 256] [--checkpointing] [--bf16]
 import { createInterface } from 'node:readline';
 import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
@@ -13,6 +13,7 @@ const { values, positionals } = parseArgs({
     length: { type: 'string', default: '256' },
     warmup: { type: 'string', default: '2' },
     checkpointing: { type: 'boolean', default: false },
+    bf16: { type: 'boolean', default: false },
   },
 });
 const rows = Number(values.batch);
@@ -24,6 +25,7 @@ const { CausalLM, getPeftModel } = await import(index.href);
 const { native } = await import(new URL('./native.js', index).href);
 const base = await CausalLM.fromPretrained(positionals[1]);
 const model = await getPeftModel(base, { r: 16, loraAlpha: 32, targetModules: 'all-linear', loraDropout: 0 });
+if (values.bf16) model.core.native.setCompute('bf16');
 const session = native().createSession(model.core.native, { maxTokens: tokens, checkpointing: values.checkpointing, noDecay: [] });
 
 const vocabulary = model.core.native.config.vocabSize;

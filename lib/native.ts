@@ -91,6 +91,8 @@ export interface NativeModelConfig {
 }
 
 /** Storage types that can be converted to. */
+export type NativeComputeType = 'f32' | 'bf16';
+
 export type NativeFloatType = 'F32' | 'BF16' | 'F16';
 
 /** T packed tokens of several sequences; never padded. */
@@ -187,6 +189,12 @@ export interface NativeModel {
   /** Marks which parameters receive gradients. */
   setTrainable(names: string[]): void;
 
+  /**
+   * What operands of the large products are rounded to, wherever the model runs from now on (sessions and caches keep what they were made
+   * with); sums are fp32. 'bf16' throws INVALID_OPTION where the instruction-set level has none.
+   */
+  setCompute(compute: NativeComputeType): void;
+
   /** Base tensors, then adapters' parameters; overrides are named `${slot}.${adapter}`. */
   parameters(): NativeParameter[];
   /** fp32 copy of a parameter. */
@@ -237,6 +245,8 @@ export interface NativeSession {
 interface NativeSystemInfo {
   isa: string;
   isaLevels: string[];
+  /** Whether setCompute('bf16') can be had. */
+  bf16: boolean;
   threads: number;
   /** Peak resident bytes of this process so far. */
   peakMemory: number;

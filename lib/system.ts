@@ -6,6 +6,8 @@ export interface SystemInfo {
   isa: string;
   /** Levels that this machine has. */
   isaLevels: string[];
+  /** Whether the level in use computes in bfloat16 where it is asked to (`args.bf16: true`). */
+  bf16: boolean;
   threads: number;
   /** The CUDA device; null: the CPU computes. */
   cuda: null;
@@ -16,9 +18,9 @@ export interface SystemInfo {
 
 /** What this package runs on. Throws NATIVE_NOT_FOUND. */
 export function systemInfo(): SystemInfo {
-  const { isa, isaLevels, threads, peakMemory, compiler } = call(() => native().systemInfo());
+  const { isa, isaLevels, bf16, threads, peakMemory, compiler } = call(() => native().systemInfo());
   const versions = { lowrank: packageVersion(), node: process.versions.node, napi: process.versions.napi ?? '', compiler };
-  return { isa, isaLevels, threads, cuda: null, peakMemory, versions };
+  return { isa, isaLevels, bf16, threads, cuda: null, peakMemory, versions };
 }
 
 /** This package's version. */

@@ -7,6 +7,7 @@
 #include "addon/model_object.h"
 #include "addon/module.h"
 #include "formats/tensor_file.h"
+#include "ops/cpu/kernels.h"
 #include "ops/dequantize.h"
 #include "train/session.h"
 
@@ -53,6 +54,7 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject> {
                         InstanceMethod("removeAdapter", &ModelObject::remove_adapter),
                         InstanceMethod("setActiveAdapters", &ModelObject::set_active),
                         InstanceMethod("setTrainable", &ModelObject::set_trainable),
+                        InstanceMethod("setCompute", &ModelObject::set_compute),
                         InstanceMethod("parameters", &ModelObject::parameters),
                         InstanceMethod("readParameter", &ModelObject::read_parameter),
                         InstanceMethod("writeParameter", &ModelObject::write_parameter),
@@ -103,6 +105,7 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject> {
   Napi::Value set_active(const Napi::CallbackInfo& info) { return with_names(info, "adapters", &Model::set_active); }
   Napi::Value set_trainable(const Napi::CallbackInfo& info) { return with_names(info, "names", &Model::set_trainable); }
   Napi::Value with_names(const Napi::CallbackInfo& info, const char* what, Status (Model::*apply)(std::span<const std::string>));
+  Napi::Value set_compute(const Napi::CallbackInfo& info);
   Napi::Value parameters(const Napi::CallbackInfo& info);
   Napi::Value read_parameter(const Napi::CallbackInfo& info);
   Napi::Value write_parameter(const Napi::CallbackInfo& info);
@@ -260,6 +263,21 @@ Napi::Value ModelObject::with_names(const Napi::CallbackInfo& info, const char* 
   return finish(info.Env(), (model->*apply)(names));
 }
 
+Napi::Value ModelObject::set_compute(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  std::string name;
+  Model* model = changing(env);
+  if (model == nullptr || !get_string(info[0], "compute", &name)) return env.Undefined();
+  if (name != "f32" && name != "bf16") {
+    return finish(env, error(Code::kInvalidOption, "compute is '%.40s'; expected f32 or bf16", name.c_str()));
+  }
+  if (name == "bf16" && addon_context().kernels.gemm.bf16 == nullptr) {
+    return finish(env, error(Code::kInvalidOption, "compute is 'bf16', but %s has no bf16 products", level_name(addon_context().kernels.level)));
+  }
+  model->set_compute(name == "bf16" ? ComputeType::kBf16 : ComputeType::kF32);
+  return env.Undefined();
+}
+
 Napi::Value ModelObject::parameters(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const Model* model = reading(env);
@@ -334,7 +352,8 @@ Napi::Value ModelObject::logits(const Napi::CallbackInfo& info) {
         LR_RETURN_IF_ERROR(model.ready());
         LR_RETURN_IF_ERROR(check_batch(model.config(), batch->view()));
         const std::lock_guard lock(addon_mutex());
-        const Decoder decoder(addon_context(), model.config());
+        Context context{addon_context().pool, addon_context().kernels, model.compute()};
+        const Decoder decoder(context, model.config());
         const ModelPlan plan = inference_plan(model);
         Workspace workspace;
         LR_RETURN_IF_ERROR(decoder.forward(plan, batch->view(), Mode::kForward, 0, &workspace));
@@ -362,7 +381,8 @@ Napi::Value ModelObject::evaluate(const Napi::CallbackInfo& info) {
         LR_RETURN_IF_ERROR(model.ready());
         LR_RETURN_IF_ERROR(check_batch(model.config(), job->batch.view()));
         const std::lock_guard lock(addon_mutex());
-        const Decoder decoder(addon_context(), model.config());
+        Context context{addon_context().pool, addon_context().kernels, model.compute()};
+        const Decoder decoder(context, model.config());
         const ModelPlan plan = inference_plan(model);
         Workspace workspace;
         LR_RETURN_IF_ERROR(decoder.forward(plan, job->batch.view(), Mode::kForward, 0, &workspace));

@@ -50,6 +50,7 @@ Napi::Value system_info(const Napi::CallbackInfo& info) {
   Napi::Array levels = Napi::Array::New(env);
   for (CpuLevel level : available_levels()) levels.Set(levels.Length(), level_name(level));
   result.Set("isaLevels", levels);
+  result.Set("bf16", addon_context().kernels.gemm.bf16 != nullptr);
   result.Set("threads", static_cast<double>(addon_context().pool.threads()));
   result.Set("peakMemory", static_cast<double>(peak_memory()));
   result.Set("compiler", __VERSION__);

@@ -7,9 +7,14 @@ namespace lowrank {
 
 struct Kernels;  // ops/cpu/kernels.h
 
+// What the operands of the large products are rounded to. Sums are fp32 in both, and so is everything between the products:
+// residual stream, norms, attention, softmax, LoRA's weights, gradients, loss and optimizer.
+enum class ComputeType { kF32, kBf16 };
+
 struct Context {
   ThreadPool& pool;
   const Kernels& kernels;
+  ComputeType compute = ComputeType::kF32;   // kBf16 means fp32 where the level has no kernels for it
 };
 
 }  // namespace lowrank

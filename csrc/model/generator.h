@@ -25,9 +25,10 @@ class Generator {
 
  private:
   Generator(Context& context, std::shared_ptr<Model> model, size_t rows, size_t capacity)
-      : model_(std::move(model)), decoder_(context, model_->config()), cache_(model_->config(), rows, capacity), history_(rows) {}
+      : model_(std::move(model)), context_{context.pool, context.kernels, model_->compute()}, decoder_(context_, model_->config()), cache_(model_->config(), rows, capacity), history_(rows) {}
 
   std::shared_ptr<Model> model_;
+  Context context_;
   Decoder decoder_;
   KvCache cache_;
   Workspace workspace_;

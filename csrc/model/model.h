@@ -111,6 +111,10 @@ class Model {
   // The override in force, or null.
   const Override* active_override(size_t slot) const;
 
+  // What the model's products are computed in, wherever it runs.
+  ComputeType compute() const { return compute_; }
+  void set_compute(ComputeType compute) { compute_ = compute; }
+
   // Counts changes to what a forward would compute with; plans are remade when it moves.
   uint64_t revision() const { return revision_; }
 
@@ -132,6 +136,7 @@ class Model {
   std::unordered_map<std::string, size_t> slot_index_;
   std::vector<std::shared_ptr<Adapter>> adapters_;
   size_t next_parameter_id_ = 0;
+  ComputeType compute_ = ComputeType::kF32;
   uint64_t revision_ = 1;
 };
 

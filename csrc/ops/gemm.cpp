@@ -26,9 +26,8 @@ constexpr double kForkFlops = 5e5;
 constexpr size_t kDirectRows = 48;
 // Rows of a chunk whose C is transposed by way of a tile.
 constexpr size_t kTransposedRows = 64;
-// Row-wise dot products, which need no packing, for at most this many rows; as fast as packing
-// there, and faster below.
-constexpr size_t kDotRows = 2 * kGemmMaxDotRows;
+// Row-wise dot products need no packing; as fast as packing at kGemmDotRows, and faster below.
+static_assert(kGemmDotRows == 2 * kGemmMaxDotRows);
 // Least bytes of weight in a chunk of row-wise dot products.
 constexpr size_t kDotBytes = size_t{48} << 10;
 constexpr size_t kChunksPerThread = 4;
@@ -122,6 +121,7 @@ class Gemm {
   Gemm(Context& context, size_t m, std::span<const GemmPart> parts, bool transposed_c)
       : context_(context),
         kernels_(context.kernels.gemm),
+        blocks_(takes_bf16(parts, transposed_c) ? block_kernels(context) : kernels_.f32),
         m_(m),
         parts_(parts),
         transposed_c_(transposed_c) {}
@@ -144,9 +144,17 @@ class Gemm {
   }
 
  private:
+  // Rows of A are rounded where they are contiguous: all but gradients of weights.
+  static bool takes_bf16(std::span<const GemmPart> parts, bool transposed_c) {
+    return !transposed_c && std::all_of(parts.begin(), parts.end(), [](const GemmPart& part) {
+      return std::all_of(part.terms.begin(), part.terms.end(),
+                         [](const GemmTerm& term) { return term.a_col == 1; });
+    });
+  }
+
   // ── very few rows: row-wise dot products ──
   bool only_dots() const {
-    if (m_ > kDotRows || transposed_c_) return false;
+    if (m_ > kGemmDotRows || transposed_c_) return false;
     return std::all_of(parts_.begin(), parts_.end(), [](const GemmPart& part) {
       return !part.terms.empty() &&
              std::all_of(part.terms.begin(), part.terms.end(),
@@ -190,13 +198,13 @@ class Gemm {
 
   // ── packed blocks ──
   Status run_blocks() {
-    size_t k = 0;
+    size_t depth = 0;
     for (const GemmPart& part : parts_) {
-      for (KWalk walk(part.terms); walk.next();) k = std::max(k, walk.k());
+      for (KWalk walk(part.terms); walk.next();) depth = std::max(depth, depth_of(walk));
     }
-    const size_t panel_bytes = std::max<size_t>(1, k * kernels_.nr * sizeof(float));
+    const size_t panel_bytes = std::max<size_t>(1, depth * kernels_.nr * sizeof(float));
     split(std::clamp<size_t>(kBlockBytes / panel_bytes, 1, 64));
-    const size_t block_floats = round_up(k * panels_ * kernels_.nr, 16);
+    const size_t block_floats = round_up(depth * panels_ * kernels_.nr, 16);
     const size_t tile_floats = transposed_c_ ? rows_ * panels_ * kernels_.nr : 0;
     tile_offset_ = block_floats;
     LR_RETURN_IF_ERROR(context_.pool.reserve_scratch((block_floats + tile_floats) * sizeof(float)));
@@ -216,6 +224,12 @@ class Gemm {
       }
     });
     return {};
+  }
+
+  size_t depth_of(const KWalk& walk) const {
+    size_t depth = 0;
+    for (const KWalk::Piece& piece : walk.pieces()) depth += blocks_.depth(piece.k);
+    return depth;
   }
 
   size_t column_chunks(size_t panels_per_chunk) const {
@@ -272,7 +286,7 @@ class Gemm {
   void accumulate_sum(const GemmPart& part, size_t m, size_t rows, size_t n, size_t columns,
                       float* c, size_t ldc, const float* bias, bool accumulate,
                       float* block) const {
-    const bool direct = m_ <= kDirectRows &&
+    const bool direct = m_ <= kDirectRows && &blocks_ == &kernels_.f32 &&
                         std::all_of(part.terms.begin(), part.terms.end(), [](const GemmTerm& term) {
                           return !term.b_transposed && readable_as_floats(term.b);
                         });
@@ -289,14 +303,15 @@ class Gemm {
         continue;
       }
       GemmSegment segments[kGemmMaxSegments];
+      const size_t depth = depth_of(walk);
       size_t count = 0, at = 0;
       for (const KWalk::Piece& piece : walk.pieces()) {
-        kernels_.pack(piece.term->b, piece.term->b_transposed, piece.begin, piece.k, n, columns,
-                      block, walk.k(), at);
-        at += piece.k;
+        blocks_.pack(piece.term->b, piece.term->b_transposed, piece.begin, piece.k, n, columns,
+                     block, depth, at);
+        at += blocks_.depth(piece.k);
         segments[count++] = segment_of(piece, m);
       }
-      kernels_.block(segments, count, rows, block, columns, c, ldc, bias, accumulate);
+      blocks_.block(segments, count, rows, block, columns, c, ldc, bias, accumulate);
       bias = nullptr;
       accumulate = true;
     }
@@ -321,6 +336,7 @@ class Gemm {
 
   Context& context_;
   const GemmKernels& kernels_;
+  const BlockKernels& blocks_;
   const size_t m_;
   const std::span<const GemmPart> parts_;
   const bool transposed_c_;

@@ -1,5 +1,6 @@
 // The packed GEMM that everything dense runs on: fp32 activations, weights of any storage type,
 // unpacked to fp32 while a block of them is packed for the micro-kernel.   Goto & van de Geijn 2008
+// Where the context computes in bf16, both operands are rounded to it instead; sums stay fp32.
 //
 // One call computes several parts that share M, each a sum of products:
 //   C_p[M,N_p] (+)= Σ_t A_t[M,K_t] · B_t[K_t,N_p] + bias_p
@@ -15,6 +16,10 @@
 #include "ops/matrix.h"
 
 namespace lowrank {
+
+// Products B[k, n] = b[n][k] of at most this many rows are row-wise dot products, in fp32 whatever the
+// context's compute type.
+constexpr size_t kGemmDotRows = 8;
 
 struct GemmTerm {
   const float* a;           // A[m,k] at a[m * a_row + k * a_col]

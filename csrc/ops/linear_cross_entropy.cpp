@@ -4,6 +4,8 @@
 //   S = H·Wᵀ, the chunk's logits for the block
 //   S becomes exp(S - shift), with a shift and a sum kept for each row
 //   O += S·W, in dh's own memory
+// With bf16 products the weights in O are the rounded ones, and so is the sum that dh divides O by;
+// the loss takes the sum of the unrounded.
 // Rows do not depend on one another, so how they are cut changes no bits; the order of blocks is
 // fixed.
 #include "ops/linear_cross_entropy.h"
@@ -33,6 +35,7 @@ constexpr size_t kRecomputeFloats = size_t{1} << 20;
 // What is known of a row's logits so far.
 struct RowState {
   SoftmaxState softmax;
+  double rounded_sum;  // of the weights in O, where they are rounded
   float target_logit;
   float largest;
   bool target_is_largest;  // the target is the first of the largest so far
@@ -54,6 +57,7 @@ class HeadPass {
            float* dh)
       : context_(context),
         gemm_(context.kernels.gemm),
+        blocks_(n > kGemmDotRows ? block_kernels(context) : gemm_.f32),
         elementwise_(context.kernels.elementwise),
         h_(h),
         w_(w),
@@ -62,14 +66,14 @@ class HeadPass {
         channels_(w.cols),
         dh_(dh) {
     block_tokens_ = std::max(gemm_.nr, kBlockTokens / gemm_.nr * gemm_.nr);
-    block_floats_ = block_tokens_ * round_up(channels_, gemm_.nr);
+    block_floats_ = block_tokens_ * round_up(channels_, gemm_.nr) / blocks_.k_step;
     const size_t forms = dh == nullptr ? 1 : 2;
     group_blocks_ = std::clamp<size_t>(kGroupBytes / (forms * block_floats_ * sizeof(float)), 1,
                                        ceil_div(w.rows, block_tokens_));
     // Cuts along C: of the sum in S = H·Wᵀ, and of the columns in O += S·W (there in whole panels).
     const size_t pieces = ceil_div(block_floats_, kPieceFloats);
     const size_t length = round_up(ceil_div(channels_, pieces), gemm_.nr);
-    inner_ = {std::min(length, kGemmMaxBlockK), channels_};
+    inner_ = {std::min(length, kGemmMaxBlockK / gemm_.nr * gemm_.nr), channels_};
     outer_ = {length, channels_};
     const size_t threads = context.pool.threads();
     const size_t chunks = ceil_div(n, threads * kMaxChunkRows) * threads;
@@ -85,7 +89,7 @@ class HeadPass {
         std::max(chunk_rows_ * block_tokens_, channels_) * sizeof(float)));
     constexpr float kNothing = -std::numeric_limits<float>::infinity();
     for (size_t row = 0; row < n_; ++row)
-      state(row) = {{0, kNothing, 1, kNothing}, 0, kNothing, false};
+      state(row) = {{0, kNothing, 1, kNothing}, 0, 0, kNothing, false};
 
     const size_t group_tokens = group_blocks_ * block_tokens_;
     for (size_t token = 0; token < w_.rows; token += group_tokens) {
@@ -136,9 +140,14 @@ class HeadPass {
 
  private:
   RowState& state(size_t row) const { return states_.as<RowState>()[row]; }
-  float* inner_panels(size_t block) const { return panels_.as<float>() + block * block_floats_; }
-  float* outer_panels(size_t block) const {
-    return panels_.as<float>() + (group_blocks_ + block) * block_floats_;
+  // Pieces begin on whole panels, so that what lies before one is a whole number of pairs.
+  float* inner_piece(size_t block, size_t piece, size_t columns) const {
+    return panels_.as<float>() + block * block_floats_ +
+           blocks_.depth(inner_.begin(piece)) * columns;
+  }
+  float* outer_piece(size_t block, size_t piece, size_t tokens) const {
+    return panels_.as<float>() + (group_blocks_ + block) * block_floats_ +
+           outer_.begin(piece) * blocks_.depth(tokens);
   }
 
   // A task packs the rows of one panel of S = H·Wᵀ, which are some of the k of O += S·W.
@@ -151,14 +160,14 @@ class HeadPass {
       const size_t first = token + block_begin + at, count = std::min(gemm_.nr, size - at);
       const size_t columns = round_up(size, gemm_.width);
       for (size_t piece = 0; piece < inner_.count(); ++piece) {
-        const size_t k = inner_.size(piece);
-        gemm_.pack(w_, true, inner_.begin(piece), k, first, count,
-                   inner_panels(block) + inner_.begin(piece) * columns + at * k, k, 0);
+        const size_t k = inner_.size(piece), depth = blocks_.depth(k);
+        blocks_.pack(w_, true, inner_.begin(piece), k, first, count,
+                     inner_piece(block, piece, columns) + at * depth, depth, 0);
       }
       if (dh_ == nullptr) return;
       for (size_t piece = 0; piece < outer_.count(); ++piece) {
-        gemm_.pack(w_, false, first, count, outer_.begin(piece), outer_.size(piece),
-                   outer_panels(block) + outer_.begin(piece) * size, size, at);
+        blocks_.pack(w_, false, first, count, outer_.begin(piece), outer_.size(piece),
+                     outer_piece(block, piece, size), blocks_.depth(size), blocks_.depth(at));
       }
     });
   }
@@ -168,16 +177,15 @@ class HeadPass {
     for (size_t piece = 0; piece < inner_.count(); ++piece) {
       const GemmSegment segment{h_ + row * channels_ + inner_.begin(piece), channels_, 1,
                                 inner_.size(piece)};
-      gemm_.block(&segment, 1, rows, inner_panels(block) + inner_.begin(piece) * columns, tokens, s,
-                  tokens, nullptr, piece > 0);
+      blocks_.block(&segment, 1, rows, inner_piece(block, piece, columns), tokens, s, tokens,
+                    nullptr, piece > 0);
     }
     for (size_t i = 0; i < rows; ++i) update_row(row + i, token, tokens, s + i * tokens);
     if (dh_ == nullptr) return;
     for (size_t piece = 0; piece < outer_.count(); ++piece) {
       const GemmSegment segment{s, tokens, 1, tokens};
-      gemm_.block(&segment, 1, rows, outer_panels(block) + outer_.begin(piece) * tokens,
-                  outer_.size(piece), dh_ + row * channels_ + outer_.begin(piece), channels_,
-                  nullptr, token > 0);
+      blocks_.block(&segment, 1, rows, outer_piece(block, piece, tokens), outer_.size(piece),
+                    dh_ + row * channels_ + outer_.begin(piece), channels_, nullptr, token > 0);
     }
   }
 
@@ -197,7 +205,12 @@ class HeadPass {
       row_state.largest = row_state.softmax.largest;
       row_state.target_is_largest = target_is_first && row_state.target_logit == row_state.largest;
     }
-    if (row_state.softmax.rescale != 1.0f && token > 0 && dh_ != nullptr) {
+    if (dh_ == nullptr) return;
+    if (blocks_.round != nullptr) {
+      row_state.rounded_sum *= static_cast<double>(row_state.softmax.rescale);
+      row_state.rounded_sum += blocks_.round(logits, tokens);
+    }
+    if (row_state.softmax.rescale != 1.0f && token > 0) {
       elementwise_.scale(row_state.softmax.rescale, channels_, dh_ + row * channels_);
     }
   }
@@ -210,8 +223,9 @@ class HeadPass {
       for (size_t row = chunk * chunk_rows; row < std::min(n_, (chunk + 1) * chunk_rows); ++row) {
         gemm_.dequantize(w_, static_cast<size_t>(targets_[row]), 1, 0, channels_, target_row,
                          channels_);
-        const float factor =
-            static_cast<float>(static_cast<double>(grad_scale) / state(row).softmax.sum);
+        const double sum =
+            blocks_.round == nullptr ? state(row).softmax.sum : state(row).rounded_sum;
+        const float factor = static_cast<float>(static_cast<double>(grad_scale) / sum);
         elementwise_.blend(-grad_scale, target_row, channels_, factor, dh_ + row * channels_);
       }
     });
@@ -230,6 +244,7 @@ class HeadPass {
 
   Context& context_;
   const GemmKernels& gemm_;
+  const BlockKernels& blocks_;
   const ElementwiseKernels& elementwise_;
   const float* h_;
   const Matrix& w_;

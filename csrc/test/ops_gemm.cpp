@@ -1,8 +1,8 @@
 // gemm and gemm_tn against sums in double precision over random odd shapes, every storage type,
-// strides, several terms and parts; the same bits for any number of threads; guard values around C
-// untouched.
+// strides, several terms and parts, both compute types; the same bits for any number of threads;
+// guard values around C untouched.
 //   |error| <= 1e-6 * Σ|a||b|: a chain of K fp32 roundings, at worst K * 6e-8 of the sum of
-//   magnitudes, in practice its root.
+//   magnitudes, in practice its root. With bf16 the same, from operands rounded to it.
 #include <cstring>
 #include <memory>
 
@@ -149,7 +149,24 @@ Part random_part(Context& context, Random& random, DType type, size_t m, bool de
   return part;
 }
 
-void fill_reference(Part& part, size_t m) {
+// Whether gemm() rounds the operands of these parts.
+bool takes_bf16(const Context& context, size_t m, const std::vector<Part>& parts) {
+  if (context.compute != ComputeType::kBf16 || context.kernels.gemm.bf16 == nullptr) return false;
+  bool unit_columns = true, dots = m <= 8;
+  for (const Part& part : parts) {
+    for (const Term& term : part.terms) {
+      unit_columns &= term.a_col == 1;
+      dots &= term.transposed;
+    }
+  }
+  return unit_columns && !dots;
+}
+
+double operand(double value, bool rounded) {
+  return rounded ? bf16_to_f32(f32_to_bf16(static_cast<float>(value))) : value;
+}
+
+void fill_reference(Part& part, size_t m, bool rounded) {
   part.want.assign(m * part.n, 0);
   part.tolerance.assign(m * part.n, 0);
   for (size_t i = 0; i < m; ++i) {
@@ -161,8 +178,8 @@ void fill_reference(Part& part, size_t m) {
       }
       for (const Term& term : part.terms) {
         for (size_t k = 0; k < term.k; ++k) {
-          const double product =
-              static_cast<double>(term.a[i * term.a_row + k * term.a_col]) * term.b(k, j);
+          const double product = operand(term.a[i * term.a_row + k * term.a_col], rounded) *
+                                 operand(term.b(k, j), rounded);
           sum += product;
           magnitude += std::fabs(product);
         }
@@ -176,11 +193,12 @@ void fill_reference(Part& part, size_t m) {
 void check_parts(Context& context, const char* level, DType type, size_t m,
                  std::vector<Part>& parts) {
   const std::string what =
-      std::string("gemm ") + level + " " + dtype_info(type).name + " m=" + std::to_string(m);
+      std::string("gemm ") + level + (context.compute == ComputeType::kBf16 ? " bf16 " : " ") +
+      dtype_info(type).name + " m=" + std::to_string(m);
   std::vector<std::vector<float>> outputs;  // of each thread count
   for (size_t threads : {1, 2, 3, 7}) {
     ThreadPool pool(threads);
-    Context with_threads{pool, context.kernels};
+    Context with_threads{pool, context.kernels, context.compute};
     std::vector<std::vector<float>> c;
     std::vector<GemmPart> views;
     for (Part& part : parts) {
@@ -237,7 +255,8 @@ void test_random_shapes(Context& context, const char* level) {
       std::vector<Part> parts;
       for (size_t count = 1 + random.below(3); count > 0; --count)
         parts.push_back(random_part(context, random, type, m, decoding));
-      for (Part& part : parts) fill_reference(part, m);
+      const bool rounded = takes_bf16(context, m, parts);
+      for (Part& part : parts) fill_reference(part, m, rounded);
       check_parts(context, level, type, m, parts);
     }
   }
@@ -328,10 +347,13 @@ void test_empty_and_errors(Context& context, const char* level) {
 
 int main() {
   for_each_level(2, [](Context& context, const char* level) {
-    test_random_shapes(context, level);
-    test_rows_are_independent(context, level);
+    for (ComputeType compute : {ComputeType::kF32, ComputeType::kBf16}) {
+      Context computing{context.pool, context.kernels, compute};
+      test_random_shapes(computing, level);
+      test_rows_are_independent(computing, level);
+      test_empty_and_errors(computing, level);
+    }
     test_tn(context, level);
-    test_empty_and_errors(context, level);
   });
   return finish();
 }

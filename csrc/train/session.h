@@ -28,7 +28,7 @@ struct UpdateResult {
 
 class Session {
  public:
-  // Takes the parameters that are trainable now. kInvalidOption where there are none.
+  // Takes the parameters that are trainable now, and the model's compute type. kInvalidOption where there are none.
   static Result<std::shared_ptr<Session>> create(Context&, std::shared_ptr<Model>, SessionOptions);
 
   // Adds grad_scale · d(Σ nll) to the gradients. (seed, step, micro) choose the dropout masks.
@@ -56,7 +56,7 @@ class Session {
   Session(Context& context, std::shared_ptr<Model> model, SessionOptions options);
   float* gradient_of(const Parameter&) const;
 
-  Context& context_;
+  Context context_;
   std::shared_ptr<Model> model_;
   SessionOptions options_;
   Decoder decoder_;

@@ -102,7 +102,9 @@ export const trainingArgumentsSchema = z.strictObject({
   bf16: z
     .union([flag, z.literal('auto')], { error: "true, false or 'auto'" })
     .default('auto')
-    .describe('Compute in bfloat16 where the device does; the CPU computes in fp32.'),
+    .describe(
+      "true: the large products take bfloat16 operands where the CPU can (systemInfo().bf16; elsewhere fp32, which the log says), and so they do in the model afterwards; false and 'auto': fp32.",
+    ),
   fp16: z.literal(false, { error: "false (fp16 is not available; bf16 is 'auto')" }).default(false).describe('Not available.'),
   gradientCheckpointing: flag
     .default(false)

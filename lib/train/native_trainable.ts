@@ -4,6 +4,7 @@ import type { PeftModel } from '../model/peft_model.ts';
 import {
   call,
   type NativeAdamW,
+  type NativeComputeType,
   type NativeLoss,
   type NativeModel,
   type NativeSession,
@@ -24,6 +25,7 @@ export interface SessionOptions {
   /** Most tokens of a micro-batch. */
   maxTokens: number;
   checkpointing: boolean;
+  computeType: NativeComputeType;
 }
 
 /** A PeftModel's active adapter under training in native code. */
@@ -32,21 +34,26 @@ export class NativeTrainable implements Trainable {
   readonly #adapter: string;
   readonly #base: FingerprintPart;
   readonly #session: NativeSession;
+  readonly #computeType: NativeComputeType;
 
-  private constructor(peft: PeftModel, adapter: string, base: FingerprintPart, session: NativeSession) {
+  private constructor(peft: PeftModel, adapter: string, base: FingerprintPart, session: NativeSession, computeType: NativeComputeType) {
     this.#peft = peft;
     this.#adapter = adapter;
     this.#base = base;
     this.#session = session;
+    this.#computeType = computeType;
   }
 
-  /** Allocates gradients, optimizer and workspace. */
-  static async create(peft: PeftModel, options: SessionOptions): Promise<NativeTrainable> {
+  /** Allocates gradients, optimizer and workspace. The model goes on computing in `computeType`. */
+  static async create(peft: PeftModel, { computeType, ...options }: SessionOptions): Promise<NativeTrainable> {
     const adapter = trainedAdapter(peft);
     const base = await peft.disableAdapter(() => peft.core.run(describeBase));
     const noDecay = peft.trainableNames().filter((name) => NO_DECAY.test(name));
-    const session = await peft.core.run((model) => native().createSession(model, { ...options, noDecay }));
-    return new NativeTrainable(peft, adapter, base, session);
+    const session = await peft.core.run((model) => {
+      model.setCompute(computeType);
+      return native().createSession(model, { ...options, noDecay });
+    });
+    return new NativeTrainable(peft, adapter, base, session, computeType);
   }
 
   accumulate(batch: NativeTrainBatch, options: { gradScale: number; seed: number; step: number; micro: number }): Promise<NativeLoss> {
@@ -118,7 +125,7 @@ export class NativeTrainable implements Trainable {
   }
 
   machine(): FingerprintPart {
-    return { isa: native().systemInfo().isa, computeType: 'float32' };
+    return { isa: native().systemInfo().isa, computeType: this.#computeType === 'bf16' ? 'bfloat16' : 'float32' };
   }
 
   dispose(): void {

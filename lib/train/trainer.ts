@@ -3,7 +3,7 @@ import { loadDataset } from '../data/load.ts';
 import { LowrankError } from '../errors.ts';
 import { CausalLM } from '../model/causal_lm.ts';
 import { getPeftModel, PeftModel } from '../model/peft_model.ts';
-import { call, native } from '../native.ts';
+import { call, type NativeComputeType, type NativeTrainBatch, native } from '../native.ts';
 import { withCommas } from '../numbers.ts';
 import type { DataSource } from '../options/data_source.ts';
 import { parseTrainerOptions, type ResolvedTrainerOptions, type TrainerOptions } from '../options/trainer_options.ts';
@@ -77,6 +77,7 @@ export class LoraTrainer {
       const trainable = await NativeTrainable.create(prepared.peft, {
         maxTokens: prepared.maxTokens,
         checkpointing: args.gradientCheckpointing,
+        computeType: this.#computeType(),
       });
       try {
         const evaluation = prepared.held && {
@@ -175,16 +176,26 @@ export class LoraTrainer {
     if (!held) throw new LowrankError('INVALID_OPTION', 'evalDataset: found nothing, expected data to evaluate on');
     // No batch is larger than training's largest, so that evaluating never takes more memory.
     const batches = held.batches(this.#options.args.perDeviceEvalBatchSize, maxTokens);
-    return await evaluateBatches(batches, (batch) => peft.core.run((model) => model.evaluate(batch)), isStopped);
+    const evaluate = (batch: NativeTrainBatch) =>
+      peft.core.run((model) => {
+        model.setCompute(this.#computeType());
+        return model.evaluate(batch);
+      });
+    return await evaluateBatches(batches, evaluate, isStopped);
+  }
+
+  #computeType(): NativeComputeType {
+    return this.#options.args.bf16 === true && native().systemInfo().bf16 ? 'bf16' : 'f32';
   }
 
   #announce({ peft, train }: Prepared): void {
     const { args } = this.#options;
     const { isa, threads } = native().systemInfo();
+    const bf16 = this.#computeType() === 'bf16';
     const { trainable, all } = peft.countParameters();
     const { rows, tokens, supervised, empty } = train.summary;
     const lines = [
-      `computing in fp32 with ${isa} on ${threads} thread${threads === 1 ? '' : 's'}${args.bf16 === true ? ' (bf16: the CPU computes in fp32 in this version)' : ''}`,
+      `computing in ${bf16 ? 'bf16' : 'fp32'} with ${isa} on ${threads} thread${threads === 1 ? '' : 's'}${args.bf16 === true && !bf16 ? ` (bf16: ${isa} has no bf16 products, fp32 takes their place)` : ''}`,
       `trainable params: ${withCommas(trainable)} || all params: ${withCommas(all)} || trainable%: ${((100 * trainable) / all).toFixed(4)}`,
       `supervised tokens: ${withCommas(supervised)} of ${withCommas(tokens)} in ${withCommas(rows)} rows${args.packing ? `, packed into ${withCommas(train.units)}` : ''}`,
     ];

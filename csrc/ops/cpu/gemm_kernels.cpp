@@ -2,6 +2,7 @@
 // -DLR_ISA=<level>.
 #include "ops/cpu/gemm_kernels.h"
 
+#include "ops/cpu/gemm_bf16.h"
 #include "ops/cpu/gemm_dot.h"
 #include "ops/cpu/gemm_micro.h"
 #include "ops/cpu/gemm_pack.h"
@@ -19,6 +20,16 @@ struct Typed {
       pack_straight<kType, kNr>(b, k_begin, k, n_begin, n, panels, block_k, at);
     }
   }
+#if defined(__AVX512BF16__)
+  static void pack_pairs(const Matrix& b, bool transposed, size_t k_begin, size_t k, size_t n_begin,
+                         size_t n, float* panels, size_t block_depth, size_t at) {
+    if (transposed) {
+      pack_pairs_transposed<kType>(b, k_begin, k, n_begin, n, panels, block_depth, at);
+    } else {
+      pack_pairs_straight<kType>(b, k_begin, k, n_begin, n, panels, block_depth, at);
+    }
+  }
+#endif
   static void unpack(const uint8_t* row, size_t c, size_t n, float* out) {
     unpack_range<kType>(row, c, n, out);
   }
@@ -30,10 +41,20 @@ struct TypeCode {
   decltype(&Typed<DType::kF32>::pack) pack;
   decltype(&Typed<DType::kF32>::unpack) unpack;
   decltype(&Typed<DType::kF32>::dot) dot;
+#if defined(__AVX512BF16__)
+  decltype(&Typed<DType::kF32>::pack_pairs) pack_pairs;
+#endif
 };
 
 template <DType kType>
-constexpr TypeCode kCode = {Typed<kType>::pack, Typed<kType>::unpack, Typed<kType>::dot};
+constexpr TypeCode kCode = {
+    .pack = Typed<kType>::pack,
+    .unpack = Typed<kType>::unpack,
+    .dot = Typed<kType>::dot,
+#if defined(__AVX512BF16__)
+    .pack_pairs = Typed<kType>::pack_pairs,
+#endif
+};
 
 // Only weight types come here: gemm() and dequantize() refuse the others.
 const TypeCode& code_of(DType type) {
@@ -76,6 +97,18 @@ void pack(const Matrix& b, bool transposed, size_t k_begin, size_t k, size_t n_b
   code_of(b.type).pack(b, transposed, k_begin, k, n_begin, n, panels, block_k, at);
 }
 
+#if defined(__AVX512BF16__)
+void pack_pairs(const Matrix& b, bool transposed, size_t k_begin, size_t k, size_t n_begin,
+                size_t n, float* panels, size_t block_depth, size_t at) {
+  code_of(b.type).pack_pairs(b, transposed, k_begin, k, n_begin, n, panels, block_depth, at);
+}
+
+constexpr BlockKernels kPairKernels = {2, pack_pairs, pair_block, round_and_sum};
+constexpr const BlockKernels* kBf16Kernels = &kPairKernels;
+#else
+constexpr const BlockKernels* kBf16Kernels = nullptr;
+#endif
+
 void dequantize(const Matrix& w, size_t row_begin, size_t rows, size_t col_begin, size_t cols,
                 float* out, size_t out_stride) {
   const auto unpack = code_of(w.type).unpack;
@@ -93,6 +126,7 @@ void dot(const Matrix& w, size_t row_begin, size_t rows, const float* a, size_t 
 }  // namespace
 
 extern const GemmKernels kGemmKernels;
-const GemmKernels kGemmKernels = {V::kWidth, kMr, kNr, pack, block, direct, dequantize, dot};
+const GemmKernels kGemmKernels = {
+    V::kWidth, kMr, kNr, {1, pack, block, nullptr}, kBf16Kernels, direct, dequantize, dot};
 
 }  // namespace lowrank::LR_ISA

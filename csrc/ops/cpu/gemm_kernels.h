@@ -33,22 +33,39 @@ struct GemmSegment {
   size_t k;
 };
 
+// The two steps of a packed product in one number format.
+struct BlockKernels {
+  // Consecutive k that a 32-bit element of a panel holds: 1 (fp32), or 2 (a pair of bf16, the lower
+  // k in the lower half). Each term begins on an element of its own.
+  size_t k_step;
+
+  // Elements that k takes in a column of a panel.
+  size_t depth(size_t k) const { return (k + k_step - 1) / k_step; }
+
+  // Packs B[k, n] for kk in [k_begin, k_begin + k), nn in [n_begin, n_begin + n) of
+  //   B[kk][nn] = transposed ? b[nn][kk] : b[kk][nn]
+  // as rows [at, at + depth(k)) of the panels of a block of `block_depth` rows. `panels` is 64-byte
+  // aligned.
+  void (*pack)(const Matrix& b, bool transposed, size_t k_begin, size_t k, size_t n_begin, size_t n,
+               float* panels, size_t block_depth, size_t at);
+
+  // C[m, n] (+)= Σ_segments A·B + bias, over a packed block whose depth is the sum of the segments'.
+  // `bias` ([n]) may be null. With bf16, A is rounded to nearest even and its col is 1.
+  void (*block)(const GemmSegment* segments, size_t segment_count, size_t m, const float* panels,
+                size_t n, float* c, size_t ldc, const float* bias, bool accumulate);
+
+  // x becomes what `block` would round it to; returns the sum of that. Null with fp32.
+  double (*round)(float* x, size_t n);
+};
+
 struct GemmKernels {
   size_t width;   // fp32 lanes of a vector
   size_t mr, nr;  // the micro-kernel's tile: mr rows by nr columns (a multiple of width)
 
-  // Packs B[k, n] for kk in [k_begin, k_begin + k), nn in [n_begin, n_begin + n) of
-  //   B[kk][nn] = transposed ? b[nn][kk] : b[kk][nn]
-  // as rows [at, at + k) of the panels of a block of `block_k` rows. `panels` is 64-byte aligned.
-  void (*pack)(const Matrix& b, bool transposed, size_t k_begin, size_t k, size_t n_begin, size_t n,
-               float* panels, size_t block_k, size_t at);
+  BlockKernels f32;
+  const BlockKernels* bf16;  // null where the level has no instruction for it
 
-  // C[m, n] (+)= Σ_segments A·B + bias, over a packed block whose k is the sum of the segments'.
-  // `bias` ([n]) may be null.
-  void (*block)(const GemmSegment* segments, size_t segment_count, size_t m, const float* panels,
-                size_t n, float* c, size_t ldc, const float* bias, bool accumulate);
-
-  // The same for one segment and an fp32 B[k, n] at b[k * ldb + n] read where it lies: pays for few
+  // An fp32 block of one segment with B[k, n] at b[k * ldb + n] read where it lies: pays for few
   // rows.
   void (*direct)(const GemmSegment& segment, size_t m, const float* b, size_t ldb, size_t n,
                  float* c, size_t ldc, const float* bias, bool accumulate);

@@ -23,16 +23,58 @@ constexpr size_t kNr = kNv * V::kWidth;
 constexpr size_t kPrefetchSteps = 8;  // of k, ahead in B
 constexpr size_t kCacheLine = 64;
 
-struct Tile {
-  const GemmSegment* segments;
-  size_t segment_count, first_row;
-  const float* b;
-  size_t b_step;  // floats from one row of B to the next
+// Where a tile's sums go.
+struct TileOutput {
   float* c;
   size_t ldc, columns;
   const float* bias;
   bool accumulate;
 };
+
+struct Tile {
+  const GemmSegment* segments;
+  size_t segment_count, first_row;
+  const float* b;
+  size_t b_step;  // floats from one row of B to the next
+  TileOutput out;
+};
+
+// C is fetched for writing while the product runs.
+template <size_t MR, size_t NV>
+LR_INLINE void prefetch_output(const TileOutput& out) {
+#pragma GCC unroll 8
+  for (size_t i = 0; i < MR; ++i) {
+    const char* c = (const char*)(out.c + i * out.ldc);
+#pragma GCC unroll 4
+    for (size_t byte = 0; byte < NV * V::kWidth * sizeof(float); byte += kCacheLine)
+      __builtin_prefetch(c + byte, 1);
+  }
+}
+
+// The last vector may hold fewer columns than lanes.
+template <size_t MR, size_t NV>
+LR_INLINE void write_output(const V::T (&sums)[MR][NV], const TileOutput& out) {
+  const size_t last = out.columns - (NV - 1) * V::kWidth;
+#pragma GCC unroll 4
+  for (size_t j = 0; j < NV; ++j) {
+    const size_t n = j + 1 < NV ? V::kWidth : last;
+    const bool whole = n == V::kWidth;
+    const float* bias = out.bias + j * V::kWidth;
+    const V::T add = out.bias == nullptr ? V::zero() : whole ? V::load(bias) : V::load_n(bias, n);
+#pragma GCC unroll 8
+    for (size_t i = 0; i < MR; ++i) {
+      float* c = out.c + i * out.ldc + j * V::kWidth;
+      V::T sum = sums[i][j];
+      if (out.accumulate) sum = V::add(whole ? V::load(c) : V::load_n(c, n), sum);
+      if (out.bias != nullptr) sum = V::add(sum, add);
+      if (whole) {
+        V::store(c, sum);
+      } else {
+        V::store_n(c, sum, n);
+      }
+    }
+  }
+}
 
 // kMasked: B's last vector holds only `columns` floats (it is read from a matrix, not from a padded
 // panel).
@@ -44,15 +86,8 @@ void micro(const Tile& tile) {
 #pragma GCC unroll 4
     for (size_t j = 0; j < NV; ++j) acc[i][j] = V::zero();
   }
-  const size_t last = tile.columns - (NV - 1) * V::kWidth;  // columns in the last vector
-  // C is fetched for writing while the product runs.
-#pragma GCC unroll 8
-  for (size_t i = 0; i < MR; ++i) {
-    const char* c = (const char*)(tile.c + i * tile.ldc);
-#pragma GCC unroll 4
-    for (size_t byte = 0; byte < NV * V::kWidth * sizeof(float); byte += kCacheLine)
-      __builtin_prefetch(c + byte, 1);
-  }
+  const size_t last = tile.out.columns - (NV - 1) * V::kWidth;  // columns in the last vector
+  prefetch_output<MR, NV>(tile.out);
   const float* b = tile.b;
   const size_t b_step = tile.b_step;
   for (size_t s = 0; s < tile.segment_count; ++s) {
@@ -80,25 +115,7 @@ void micro(const Tile& tile) {
       a += col;
     }
   }
-#pragma GCC unroll 4
-  for (size_t j = 0; j < NV; ++j) {
-    const size_t n = j + 1 < NV ? V::kWidth : last;
-    const bool whole = n == V::kWidth;
-    const float* bias = tile.bias + j * V::kWidth;
-    const V::T add = tile.bias == nullptr ? V::zero() : whole ? V::load(bias) : V::load_n(bias, n);
-#pragma GCC unroll 8
-    for (size_t i = 0; i < MR; ++i) {
-      float* c = tile.c + i * tile.ldc + j * V::kWidth;
-      V::T sum = acc[i][j];
-      if (tile.accumulate) sum = V::add(whole ? V::load(c) : V::load_n(c, n), sum);
-      if (tile.bias != nullptr) sum = V::add(sum, add);
-      if (whole) {
-        V::store(c, sum);
-      } else {
-        V::store_n(c, sum, n);
-      }
-    }
-  }
+  write_output(acc, tile.out);
 }
 
 using Micro = void (*)(const Tile&);
@@ -180,8 +197,9 @@ void block(const GemmSegment* segments, size_t segment_count, size_t m, const fl
                      const size_t columns = n - j < kNr ? n - j : kNr;
                      const size_t vectors = (columns + V::kWidth - 1) / V::kWidth;
                      micro_for(rows, vectors)({strip, segment_count, first_row, panels + j * k,
-                                               vectors * V::kWidth, c + i * ldc + j, ldc, columns,
-                                               bias == nullptr ? nullptr : bias + j, accumulate});
+                                               vectors * V::kWidth,
+                                               {c + i * ldc + j, ldc, columns,
+                                                bias == nullptr ? nullptr : bias + j, accumulate}});
                    }
                  });
 }
@@ -194,8 +212,8 @@ void direct(const GemmSegment& segment, size_t m, const float* b, size_t ldb, si
           const size_t whole = (n - j) / V::kWidth, vectors = whole < kNv ? whole : kNv;
           const size_t columns = vectors > 0 ? vectors * V::kWidth : n - j;
           const Micro kernel = vectors > 0 ? micro_for(rows, vectors) : micro_masked_for(rows);
-          kernel({strip, 1, first_row, b + j, ldb, c + i * ldc + j, ldc, columns,
-                  bias == nullptr ? nullptr : bias + j, accumulate});
+          kernel({strip, 1, first_row, b + j, ldb,
+                  {c + i * ldc + j, ldc, columns, bias == nullptr ? nullptr : bias + j, accumulate}});
           j += columns;
         }
       });

@@ -3,6 +3,7 @@
 // crosses from those units to the rest, so no instruction leaks below its level.
 #pragma once
 
+#include "core/context.h"
 #include "core/cpu_level.h"
 #include "ops/cpu/attention_kernels.h"
 #include "ops/cpu/elementwise_kernels.h"
@@ -21,5 +22,11 @@ struct Kernels {
 
 // The kernels of a level that available_levels() lists.
 const Kernels& kernels_for(CpuLevel level);
+
+// The packed products' kernels for the context's compute type.
+inline const BlockKernels& block_kernels(const Context& context) {
+  const GemmKernels& gemm = context.kernels.gemm;
+  return context.compute == ComputeType::kBf16 && gemm.bf16 != nullptr ? *gemm.bf16 : gemm.f32;
+}
 
 }  // namespace lowrank
