@@ -8,6 +8,7 @@ const root = path.join(__dirname, '..');
 const args = process.argv.slice(2);
 const option = (name) => args.find((arg) => arg.startsWith(`--${name}=`))?.slice(name.length + 3);
 const type = args.includes('--debug') ? 'Debug' : 'Release';
+const jobs = String(require('node:os').availableParallelism());
 const buildFolder = path.join(root, 'build', 'cmake');
 const outFolder = path.resolve(option('out') ?? path.join(root, 'build', type));
 
@@ -71,7 +72,7 @@ if (cmakeJs) {
     `-DCMAKE_JS_INC=${includes}`,
     `-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=${path.join(buildFolder, type)}`,
   ]);
-  run('cmake', ['--build', buildFolder, '--config', type, '--parallel']);
+  run('cmake', ['--build', buildFolder, '--config', type, '--parallel', jobs]);
 }
 // Renamed into place: a process that has the old binary loaded keeps it whole.
 fs.mkdirSync(outFolder, { recursive: true });
