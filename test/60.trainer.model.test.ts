@@ -129,6 +129,12 @@ describe('LoraTrainer on a small Llama', () => {
     assert.equal(new Set(hashes).size, 1);
   });
 
+  it('does not crash when its worker thread is terminated', () => {
+    const child = new URL('./60.trainer.terminate_child.ts', import.meta.url).pathname;
+    const { stdout, stderr } = spawnSync(process.execPath, ['--import', 'tsx', child, outputDir], { encoding: 'utf8' });
+    assert.equal(stdout, '8 ended', stderr);
+  });
+
   it('gives the same gradient step packed or not, in one micro-batch or accumulated', async () => {
     const norms: number[] = [];
     for (const args of [

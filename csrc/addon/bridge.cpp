@@ -6,6 +6,14 @@
 namespace lowrank::addon {
 namespace {
 
+// False while a worker thread is being terminated: JavaScript then runs no more, nothing waits for the promise, and every value
+// made would be empty.
+bool can_make_values(napi_env env) {
+  napi_value global = nullptr;
+  bool has = false;
+  return napi_get_global(env, &global) == napi_ok && napi_has_named_property(env, global, "Promise", &has) == napi_ok;
+}
+
 class Work final : public Napi::AsyncWorker {
  public:
   Work(Napi::Env env, std::function<Status()> work, std::function<Napi::Value(Napi::Env)> resolve, Napi::Object keep)
@@ -23,6 +31,7 @@ class Work final : public Napi::AsyncWorker {
   void Execute() override { status_ = work_(); }
   void OnOK() override {
     const Napi::HandleScope scope(Env());
+    if (!can_make_values(Env())) return;
     if (status_.ok()) {
       deferred_.Resolve(resolve_ ? resolve_(Env()) : keep_.Value());
     } else {
@@ -124,7 +133,8 @@ bool get_ints(const Napi::Value& value, const char* what, ArrayView<int32_t>* ou
 
 Napi::Float32Array make_floats(Napi::Env env, const float* data, size_t length) {
   Napi::Float32Array array = Napi::Float32Array::New(env, length);
-  if (length > 0) std::memcpy(array.Data(), data, length * sizeof(float));
+  // Empty where the thread is being terminated.
+  if (length > 0 && !array.IsEmpty()) std::memcpy(array.Data(), data, length * sizeof(float));
   return array;
 }
 
