@@ -4,7 +4,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { appendFile, cp, mkdir, readdir, rename, rm, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LowrankError } from '../lib/errors.ts';
-import { type FileSystem, nodeFiles } from '../lib/files/file_system.ts';
+import { type FileSystem, makeFolder, nodeFiles } from '../lib/files/file_system.ts';
 import { CheckpointStore } from '../lib/train/checkpoint.ts';
 import { bytes, newFolder, Quadratic, Recorder, random, randomRows, type Setup, train } from './60.trainer.quadratic.ts';
 
@@ -236,6 +236,19 @@ describe('saving when the file system fails', () => {
     }) as never);
     return Object.assign(counter, wrapped, { open }) as never;
   }
+
+  it('names a file system that is read-only, and a folder that takes no folders', async () => {
+    const readOnly = { ...nodeFiles, mkdir: () => Promise.reject(Object.assign(new Error('EROFS'), { code: 'EROFS' })) };
+    await assert.rejects(makeFolder(join(outputDir, 'a/b'), readOnly), { code: 'EROFS' });
+    await makeFolder(outputDir, readOnly);
+    const closed = { ...nodeFiles, mkdir: () => Promise.reject(Object.assign(new Error('ENOENT'), { code: 'ENOENT' })) };
+    await assert.rejects(makeFolder(join(outputDir, 'a/b'), closed), { code: 'ENOENT' });
+    await makeFolder(join(outputDir, 'a/b/c'), nodeFiles);
+    await makeFolder(join(outputDir, 'a/b/c'), nodeFiles);
+    await writeFile(join(outputDir, 'file'), '');
+    await assert.rejects(makeFolder(join(outputDir, 'file'), nodeFiles), { code: 'EEXIST' });
+    await assert.rejects(makeFolder(join(outputDir, 'file/a'), nodeFiles), { code: 'ENOTDIR' });
+  });
 
   it('at the nth call it is an IO_ERROR, and the checkpoint before is whole, for every n', async () => {
     const errnos = ['ENOSPC', 'EIO', 'EMFILE', 'EROFS'];

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { basename, dirname, join } from 'node:path';
-import { type FileSystem, hasCode, ioError, listFiles, nodeFiles, syncPath } from './file_system.ts';
+import { type FileSystem, hasCode, ioError, listFiles, makeFolder, nodeFiles, syncPath } from './file_system.ts';
 
 // A folder appears whole or not at all: written under a hidden name beside its place, synced, renamed. A process killed at any moment
 // leaves at worst such a hidden folder, which recoverFolders() puts back or clears away at the next start.
@@ -19,7 +19,7 @@ const HIDDEN = /^\.(.+)\.(new|old|was)-[0-9a-f]{12}$/;
 export async function writeFolder(target: string, write: (folder: string) => Promise<void>, files: FileSystem = nodeFiles): Promise<void> {
   const fresh = hiddenName(target, 'new');
   try {
-    await files.mkdir(dirname(target), { recursive: true });
+    await makeFolder(dirname(target), files);
     await files.mkdir(fresh);
     await write(fresh);
     await syncTree(fresh, files);
@@ -45,7 +45,7 @@ export async function writeIntoFolder(
   const fresh = hiddenName(join(target, mark), 'new');
   const former = hiddenName(join(target, mark), 'was');
   try {
-    await files.mkdir(target, { recursive: true });
+    await makeFolder(target, files);
     await files.mkdir(fresh);
     await write(fresh);
     await syncTree(fresh, files);

@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import * as nodeFileSystem from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { LowrankError } from '../errors.ts';
 
 /** The calls that saving and resuming make, so that a test can let the nth one fail. node:fs/promises is one. */
@@ -40,6 +40,30 @@ const REASONS: Readonly<Record<string, string>> = {
 
 export function hasCode(error: unknown, ...codes: string[]): boolean {
   return codes.includes((error as NodeJS.ErrnoException | undefined)?.code ?? '');
+}
+
+/**
+ * Makes a folder and those above it. Node's own `recursive` never returns where a folder takes none, such as /proc, and calls a read-only
+ * file system a missing file.
+ */
+export async function makeFolder(path: string, files: FileSystem): Promise<void> {
+  try {
+    await files.mkdir(path);
+  } catch (error) {
+    if (await isFolder(path, files)) return;
+    const parent = dirname(path);
+    if (!hasCode(error, 'ENOENT') || (await isFolder(parent, files))) throw error;
+    await makeFolder(parent, files);
+    await makeFolder(path, files);
+  }
+}
+
+async function isFolder(path: string, files: FileSystem): Promise<boolean> {
+  try {
+    return (await files.stat(path)).isDirectory();
+  } catch {
+    return false;
+  }
 }
 
 /** Writes a file and waits until it lies on the disk. */

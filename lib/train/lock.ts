@@ -4,7 +4,7 @@ import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { threadId } from 'node:worker_threads';
 import { LowrankError } from '../errors.ts';
-import { type FileSystem, hasCode, ioError, nodeFiles, writeFileSynced } from '../files/file_system.ts';
+import { type FileSystem, hasCode, ioError, makeFolder, nodeFiles, writeFileSynced } from '../files/file_system.ts';
 
 const LOCK_NAME = '.lowrank.lock';
 const DRAFT_NAME = /^\.lowrank\.lock(-takeover)?-[0-9a-f]{8}-[0-9a-f-]{27}$/;
@@ -32,7 +32,7 @@ export async function lockFolder(folder: string, files: FileSystem = nodeFiles):
   const path = join(folder, LOCK_NAME);
   const owner: Owner = { pid: process.pid, thread: threadId, host: hostname(), started: startOf(process.pid), token: randomUUID() };
   try {
-    await files.mkdir(folder, { recursive: true });
+    await makeFolder(folder, files);
     if (!(await create(path, owner, files))) await takeOver(path, owner, files);
     await clearDrafts(folder, files);
   } catch (error) {

@@ -1,6 +1,6 @@
 import { hostname } from 'node:os';
 import { join } from 'node:path';
-import { type FileSystem, ioError, nodeFiles } from '../files/file_system.ts';
+import { type FileSystem, ioError, makeFolder, nodeFiles } from '../files/file_system.ts';
 import { scalarRecord, versionRecord } from './tensorboard.ts';
 import { type LogEntry, toDiskEntry } from './trainer_state.ts';
 
@@ -25,7 +25,7 @@ export class RunLog {
     const line = toDiskEntry(entry);
     const seconds = now.getTime() / 1000;
     try {
-      await this.#files.mkdir(this.#folder, { recursive: true });
+      await makeFolder(this.#folder, this.#files);
       await this.#files.appendFile(join(this.#folder, 'log.jsonl'), `${JSON.stringify({ time: now.toISOString(), ...line })}\n`);
       const scalars = scalarRecord(seconds, entry.step, tagged(line));
       const events = this.#isBegun ? scalars : Buffer.concat([versionRecord(seconds), scalars]);
