@@ -318,6 +318,12 @@ describe('data sets', () => {
       assert.match(warnings.join(), /1 longer than maxSeqLength 8 \(\d+ supervised tokens lost\), 1 dropped/);
     });
 
+    it('splits a row into very many pieces', async () => {
+      const inputIds = Array.from({ length: 400_000 }, (_, i) => i % 50);
+      const dataset = await loadDataset([{ inputIds }], { maxSeqLength: 2, truncation: 'split', onWarning: () => undefined });
+      assert.equal(dataset.length, 200_000);
+    });
+
     it('policies: right, left, drop, split', async () => {
       const full = Array.from((await load([long])).row(0).inputIds);
       const rowsOf = async (truncation: LoadDatasetOptions['truncation']) => {
@@ -392,6 +398,7 @@ describe('data sets', () => {
       'é😀<|im_end|>',
     );
     for await (const row of dataset) assert.equal(dataset.explain(row), dataset.explain(0));
+    assert.throws(() => dataset.explain('0' as unknown as number), failsWith('INVALID_OPTION', /explain: found "0"/));
     assert.throws(() => dataset.explain(1), failsWith('INVALID_OPTION', /row 1 does not exist/));
   });
 

@@ -79,6 +79,18 @@ describe('options of LoraTrainer', () => {
       'peftConfig.lora_alpha',
       "'loraAlpha'",
     );
+    class Misspelt {
+      onLog() {}
+      onStepend() {}
+    }
+    for (const callback of [{ on_step_end() {} }, { onLog() {}, onStepend() {} }, new Misspelt()])
+      refused(
+        () => parseTrainerOptions({ ...base, callbacks: [{ onLog() {} }, callback] }),
+        'UNKNOWN_OPTION',
+        'callbacks[1].on',
+        "'onStepEnd'",
+      );
+    refused(() => parseTrainerOptions({ ...base, callbacks: [{ onLog() {}, onFoo() {} }] }), 'UNKNOWN_OPTION', 'callbacks[0].onFoo');
     refused(() => withArgs({ zzzzzzzzzz: 1 }), 'UNKNOWN_OPTION', 'the options there are', 'outputDir');
   });
 
@@ -108,7 +120,7 @@ describe('options of LoraTrainer', () => {
     );
     refused(() => withArgs({ saveSteps: 1.5 }), 'INVALID_OPTION', 'args.saveSteps: found 1.5, expected an integer, or a share');
     refused(() => withArgs({ outputDir: '' }), 'INVALID_OPTION', 'args.outputDir: found "", expected a text that is not empty');
-    refused(() => parseTrainerOptions({ ...base, callbacks: [{ onFoo() {} }] }), 'INVALID_OPTION', 'callbacks[0]');
+    refused(() => parseTrainerOptions({ ...base, callbacks: [{}] }), 'INVALID_OPTION', 'callbacks[0]');
     refused(() => parseTrainerOptions({ ...base, signal: 1 }), 'INVALID_OPTION', 'signal: found 1, expected an AbortSignal');
   });
 

@@ -137,7 +137,7 @@ describe('forward and loss over batches', () => {
     }
   });
 
-  const wrong: [string, object, string, RegExp][] = [
+  const wrong: [string, object | undefined, string, RegExp][] = [
     ['an id beyond the vocabulary', { inputIds: [[1, 37]] }, 'INVALID_OPTION', /inputIds\[0\]\[1\] is 37.*0 to 36/],
     ['a negative id', { inputIds: [[-1]] }, 'INVALID_OPTION', /inputIds\[0\]\[0\] is -1/],
     ['a fraction', { inputIds: [[1.5]] }, 'INVALID_OPTION', /inputIds/],
@@ -152,6 +152,13 @@ describe('forward and loss over batches', () => {
     ['a mask with shorter rows', { inputIds: [[1, 2]], attentionMask: [[1]] }, 'SHAPE_MISMATCH', /attentionMask\[0\] has 1 columns/],
     ['a mask of other values', { inputIds: [[1, 2]], attentionMask: [[1, 2]] }, 'INVALID_OPTION', /attentionMask\[0\]\[1\] is 2/],
     ['labels of another length', { inputIds: [[1, 2]], labels: [[1]] }, 'SHAPE_MISMATCH', /labels\[0\]/],
+    ['nothing', undefined, 'INVALID_OPTION', /batch: found undefined/],
+    [
+      'a misspelt part',
+      { inputIds: [[1, 2]], labels: [[1, 2]], attention_mask: [[1, 1]] },
+      'UNKNOWN_OPTION',
+      /did you mean 'attentionMask'/,
+    ],
     ['no labels', { inputIds: [[1, 2]] }, 'INVALID_OPTION', /labels/],
     ['a label beyond the vocabulary', { inputIds: [[1, 2]], labels: [[1, 99]] }, 'INVALID_OPTION', /labels\[0\]\[1\] is 99/],
     ['labels that supervise nothing', { inputIds: [[1, 2]], labels: [[1, -100]] }, 'INVALID_OPTION', /supervise nothing/],

@@ -1,4 +1,4 @@
-import { LowrankError } from '../errors.ts';
+import { LowrankError, shown } from '../errors.ts';
 import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 import type { TokenRow } from '../types.ts';
 import { supervisedTokens } from './batch.ts';
@@ -78,6 +78,8 @@ export class Dataset {
   /** A row's tokens as text, those that are trained on marked; a row by its number, or as the iterator gives it. */
   explain(row: number | { inputIds: ArrayLike<number>; labels: ArrayLike<number> }): string {
     if (typeof row === 'number') return explainRow(this.row(row), this.tokenizer);
+    if (typeof row !== 'object' || row === null || !row.inputIds || row.inputIds.length !== row.labels?.length)
+      throw new LowrankError('INVALID_OPTION', `explain: found ${shown(row)}, expected a row's number or { inputIds, labels }`);
     return explainRow({ inputIds: Int32Array.from(row.inputIds), labels: Int32Array.from(row.labels) }, this.tokenizer);
   }
 

@@ -135,7 +135,7 @@ class DatasetLoader {
     }
     const kept = pieces.filter((piece) => supervisedTokens(piece.labels) > 0);
     if (kept.length === 0) this.#report.droppedRows++;
-    this.#rows.push(...kept);
+    for (const piece of kept) this.#rows.push(piece);
   }
 
   #checkRest(): void {

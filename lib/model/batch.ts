@@ -1,5 +1,6 @@
-import { LowrankError, shown } from '../errors.ts';
+import { LowrankError, shown, suggestion } from '../errors.ts';
 import type { NativeBatch } from '../native.ts';
+import { unknownOption } from '../options/parse.ts';
 
 /** Rows of token ids; rows may differ in length. */
 export interface InputBatch {
@@ -30,6 +31,7 @@ export const kIgnoredLabel = -100;
  * count tokens, padding between tokens is refused.
  */
 export function packRows(batch: InputBatch, vocabSize: number, windowed: boolean): PackedRows {
+  checkKeys(batch);
   const { inputIds, attentionMask } = batch;
   checkRows('inputIds', inputIds);
   if (attentionMask !== undefined) checkSameShape('attentionMask', attentionMask, inputIds);
@@ -62,6 +64,16 @@ export function packRows(batch: InputBatch, vocabSize: number, windowed: boolean
     columns: columns.slice(0, count),
     width: Math.max(...inputIds.map((row) => row.length)),
   };
+}
+
+const BATCH_KEYS = ['inputIds', 'attentionMask', 'labels'];
+
+/** A misspelt mask would silently be left out; what else a caller keeps beside a batch is the caller's own. */
+function checkKeys(batch: unknown): void {
+  if (typeof batch !== 'object' || batch === null)
+    throw new LowrankError('INVALID_OPTION', `batch: found ${shown(batch)}, expected { inputIds, attentionMask?, labels? }`);
+  const misspelt = Object.keys(batch).find((key) => !BATCH_KEYS.includes(key) && suggestion(key, BATCH_KEYS));
+  if (misspelt !== undefined) throw unknownOption(`batch.${misspelt}`, misspelt, BATCH_KEYS);
 }
 
 /** What each packed token is to predict: the label one column on, which is how Transformers shifts. */

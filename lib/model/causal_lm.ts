@@ -1,6 +1,8 @@
+import { z } from 'zod';
 import { LowrankError, shown } from '../errors.ts';
 import { call, type NativeTrainBatch, native } from '../native.ts';
 import { type GenerateOptions, parseGenerateOptions } from '../options/generate_options.ts';
+import { parseOptions } from '../options/parse.ts';
 import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { type Batch, type InputBatch, kIgnoredLabel, packRows, shiftedTargets } from './batch.ts';
 import { ModelCore } from './core.ts';
@@ -13,6 +15,8 @@ import { initialiseWeights } from './random_weights.ts';
 import { saveModel } from './save_model.ts';
 import type { SaveOptions } from './save_options.ts';
 import { elementCount, Tensor } from './tensor.ts';
+
+const countSchema = z.strictObject({ onlyTrainable: z.boolean().default(false) });
 
 export interface ParameterInfo {
   /** Its name in the safetensors files. */
@@ -142,7 +146,8 @@ export class CausalLM {
 
   /** Number of values in the parameters. */
   numParameters(options: { onlyTrainable?: boolean } = {}): number {
-    const counted = this.parameters().filter((parameter) => !options.onlyTrainable || parameter.requiresGrad);
+    const { onlyTrainable } = parseOptions(countSchema, options, '');
+    const counted = this.parameters().filter((parameter) => !onlyTrainable || parameter.requiresGrad);
     return counted.reduce((sum, parameter) => sum + elementCount(parameter.shape), 0);
   }
 

@@ -13,7 +13,7 @@ import { openAdapterFolder } from './adapter_files.ts';
 import { CausalLM } from './causal_lm.ts';
 import type { LoadOptions } from './load_options.ts';
 import { isHubId } from './load_source.ts';
-import type { SaveOptions } from './save_options.ts';
+import { checkFolder, type SaveOptions } from './save_options.ts';
 import { elementCount } from './tensor.ts';
 
 const loadSchema = z.strictObject({
@@ -119,6 +119,7 @@ export class PeftModel extends CausalLM {
 
   /** Runs `run` with the base alone. */
   async disableAdapter<T>(run: () => Promise<T>): Promise<T> {
+    if (typeof run !== 'function') throw new LowrankError('INVALID_OPTION', `run: found ${shown(run)}, expected a function`);
     await this.core.run(() => this.#activate([]));
     try {
       return await run();
@@ -171,6 +172,7 @@ export class PeftModel extends CausalLM {
    * former adapter in the folder stays whole until then.
    */
   override async savePretrained(folder: string, options?: PeftSaveOptions): Promise<void> {
+    checkFolder(folder);
     const { selectedAdapters } = parseOptions(saveSchema, options ?? {}, '');
     for (const name of selectedAdapters ?? this.#adapters.keys()) {
       const adapter = this.#find(name);

@@ -3,11 +3,12 @@ import { writeIntoFolder } from '../files/atomic_folder.ts';
 import type { NativeFloatType } from '../native.ts';
 import type { ModelCore } from './core.ts';
 import { kStorageTypes } from './load_options.ts';
-import { parseSaveOptions, type SaveOptions } from './save_options.ts';
+import { checkFolder, parseSaveOptions, type SaveOptions } from './save_options.ts';
 import { parseShardSize, type TensorToSave, writeJson, writeWeights } from './weights_file.ts';
 
 /** Writes the base model in Transformers' layout: weights, config.json, generation_config.json's end tokens, tokenizer. */
 export async function saveModel(core: ModelCore, folder: string, options?: SaveOptions): Promise<void> {
+  checkFolder(folder);
   const { dtype, maxShardSize } = parseSaveOptions(options);
   const maxShardBytes = parseShardSize(maxShardSize);
   const chosen = dtype === 'auto' ? undefined : kStorageTypes[dtype];

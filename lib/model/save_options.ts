@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { LowrankError, shown } from '../errors.ts';
 import { parseOptions } from '../options/parse.ts';
 
 const schema = z.strictObject({
@@ -23,4 +24,10 @@ export interface SaveOptions {
 /** Throws UNKNOWN_OPTION, INVALID_OPTION. */
 export function parseSaveOptions(options: unknown = {}): z.output<typeof schema> {
   return parseOptions(schema, options, '');
+}
+
+/** Throws INVALID_OPTION where savePretrained() was given no folder. */
+export function checkFolder(folder: unknown): void {
+  if (typeof folder !== 'string' || folder === '')
+    throw new LowrankError('INVALID_OPTION', `folder: found ${shown(folder)}, expected the path of a folder`);
 }

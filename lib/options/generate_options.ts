@@ -14,7 +14,7 @@ const generateOptionsSchema = z.strictObject({
     .union([z.string().min(1), z.array(z.string().min(1))])
     .optional()
     .describe('Texts at which generation ends; they are not part of the answer.'),
-  signal: z.instanceof(AbortSignal).optional().describe('Ends generation with what there is so far.'),
+  signal: z.instanceof(AbortSignal, { error: 'an AbortSignal' }).optional().describe('Ends generation with what there is so far.'),
 });
 
 /** Options of generate() and stream(); without doSample the sampling options do nothing. */

@@ -11,7 +11,7 @@ export function parseOptions<S extends z.ZodType>(schema: S, value: unknown, nam
   const result = schema.safeParse(value, { reportInput: true });
   if (result.success) return result.data;
   const unknown = result.error.issues.find((issue) => issue.code === 'unrecognized_keys');
-  if (unknown?.code === 'unrecognized_keys') throw unknownOption(schema, name, unknown.path, unknown.keys[0] ?? '');
+  if (unknown?.code === 'unrecognized_keys') throw unknownKey(schema, name, unknown.path, unknown.keys[0] ?? '');
   throw invalidOption(name, deepest(result.error.issues[0] as z.core.$ZodIssue));
 }
 
@@ -24,11 +24,14 @@ export function unsupported<const T>(off: T, what: string) {
     .optional();
 }
 
-function unknownOption(schema: z.ZodType, name: string, path: readonly PropertyKey[], key: string): LowrankError {
-  const known = Object.keys(shapeAt(schema, path) ?? {});
-  const meant = suggestion(key, known);
+function unknownKey(schema: z.ZodType, name: string, path: readonly PropertyKey[], key: string): LowrankError {
   const where = joined(name, path);
-  const option = where === '' ? key : `${where}.${key}`;
+  return unknownOption(where === '' ? key : `${where}.${key}`, key, Object.keys(shapeAt(schema, path) ?? {}));
+}
+
+/** UNKNOWN_OPTION for `option`, whose last part is `key`, with the name among `known` that was probably meant. */
+export function unknownOption(option: string, key: string, known: readonly string[]): LowrankError {
+  const meant = suggestion(key, known);
   const advice = meant ? `did you mean '${meant}'?` : `the options there are ${known.join(', ')}`;
   return new LowrankError('UNKNOWN_OPTION', `${option} is not an option; ${advice}`);
 }

@@ -4,7 +4,7 @@ import type { CausalLM } from '../model/causal_lm.ts';
 import type { TrainerCallback } from '../train/callbacks.ts';
 import { type DataSource, isDataSource } from './data_source.ts';
 import { type LoraConfig, loraConfigSchema, parseLoraConfig, type ResolvedLoraConfig } from './lora_config.ts';
-import { parseOptions } from './parse.ts';
+import { parseOptions, unknownOption } from './parse.ts';
 import { type ResolvedTrainingArguments, type TrainingArguments, trainingArgumentsSchema } from './training_arguments.ts';
 
 /** What LoRA is where peftConfig is left out. */
@@ -79,6 +79,7 @@ export interface ResolvedTrainerOptions {
 export function parseTrainerOptions(options: unknown): ResolvedTrainerOptions {
   if (isObject(options) && options.peftConfig === null)
     refuse('peftConfig', null, 'a LoraConfig or nothing (full fine-tuning is not available yet)');
+  if (isObject(options) && Array.isArray(options.callbacks)) options.callbacks.forEach(checkEvents);
   const parsed = parseOptions(trainerOptionsSchema, options, '');
   if (parsed.quantizationConfig !== undefined && parsed.quantizationConfig !== null) refuseQuantization();
   checkCombinations(parsed.args, parsed.evalDataset !== undefined);
@@ -129,6 +130,15 @@ function checkCombinations(args: ResolvedTrainingArguments, hasEvalDataset: bool
       args.saveSteps,
       `a multiple of args.evalSteps (${evalSteps}), because the best checkpoint is to be loaded at the end`,
     );
+  }
+}
+
+/** A misspelt event would never be called; members under other names are the callback's own. */
+function checkEvents(value: unknown, index: number): void {
+  for (let at: unknown = value; isObject(at) && at !== Object.prototype; at = Object.getPrototypeOf(at)) {
+    const events = Object.getOwnPropertyNames(at).filter((name) => /^on[A-Z_]/.test(name));
+    const unknown = events.find((name) => !callbackNames.some((known) => known === name));
+    if (unknown !== undefined) throw unknownOption(`callbacks[${index}].${unknown}`, unknown, callbackNames);
   }
 }
 
