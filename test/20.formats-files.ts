@@ -1,8 +1,12 @@
 // Builders of safetensors and GGUF files, valid or not, for the tests of the native readers.
 
+import assert from 'node:assert/strict';
+
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { LowrankError } from '../lib/errors.ts';
+import { call, type NativeTensorFile, native } from '../lib/native.ts';
 
 /** A folder that the returned function removes. */
 export function temporaryFolder(): { folder: string; remove: () => void } {
@@ -156,4 +160,18 @@ export function put(folder: string, name: string, bytes: Uint8Array): string {
 
 export function f32(...values: number[]): Uint8Array {
   return new Uint8Array(new Float32Array(values).buffer);
+}
+
+export const open = (path: string): NativeTensorFile => call(() => native().openTensorFile(path));
+
+/** The error that `run` throws, which must be a LowrankError with this code. */
+export function refusal(run: () => unknown, code: string): LowrankError {
+  try {
+    run();
+  } catch (error) {
+    assert(error instanceof LowrankError, `not a LowrankError: ${error}`);
+    assert.equal(error.code, code, error.message);
+    return error;
+  }
+  throw new Error(`accepted; expected ${code}`);
 }

@@ -1,21 +1,8 @@
 import assert from 'node:assert/strict';
 import { truncateSync } from 'node:fs';
 import { LowrankError } from '../lib/errors.ts';
-import { call, type NativeTensorFile, native } from '../lib/native.ts';
-import { Bytes, f32, GGUF_TYPE, type GgufOptions, gguf, put, temporaryFolder } from './20.formats-files.ts';
-
-const open = (path: string): NativeTensorFile => call(() => native().openTensorFile(path));
-
-function refusal(run: () => unknown, code: string): LowrankError {
-  try {
-    run();
-  } catch (error) {
-    assert(error instanceof LowrankError, `not a LowrankError: ${error}`);
-    assert.equal(error.code, code, error.message);
-    return error;
-  }
-  throw new Error(`accepted; expected ${code}`);
-}
+import { call } from '../lib/native.ts';
+import { Bytes, f32, GGUF_TYPE, type GgufOptions, gguf, open, put, refusal, temporaryFolder } from './20.formats-files.ts';
 
 describe('GGUF files', () => {
   const { folder, remove } = temporaryFolder();

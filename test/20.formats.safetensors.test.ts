@@ -2,27 +2,12 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { appendFileSync, readFileSync, renameSync, rmSync, truncateSync, utimesSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { LowrankError } from '../lib/errors.ts';
 import { call, type NativeTensorFile, native } from '../lib/native.ts';
-import { f32, put, safetensors, temporaryFolder } from './20.formats-files.ts';
+import { f32, open, put, refusal, safetensors, temporaryFolder } from './20.formats-files.ts';
 
 const ONE = { dtype: 'F32', shape: [1], data_offsets: [0, 4] };
 const ONE_TEXT = JSON.stringify(ONE);
 const FOUR = new Uint8Array(4);
-
-const open = (path: string): NativeTensorFile => call(() => native().openTensorFile(path));
-
-/** The error that `run` throws, which must be a LowrankError with this code. */
-function refusal(run: () => unknown, code: string): LowrankError {
-  try {
-    run();
-  } catch (error) {
-    assert(error instanceof LowrankError, `not a LowrankError: ${error}`);
-    assert.equal(error.code, code, error.message);
-    return error;
-  }
-  throw new Error(`accepted; expected ${code}`);
-}
 
 describe('safetensors files', () => {
   const { folder, remove } = temporaryFolder();
