@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import { copyFileSync, linkSync, mkdirSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { CausalLM } from '../lib/index.ts';
-import { type NativeTensorData, native } from '../lib/native.ts';
+import type { NativeTensorData } from '../lib/native.ts';
+import { rewriteSafetensors } from './support/rewrite_safetensors.ts';
 import { assertFails, deleteTemporaryFolders, largestDifference, temporaryFolder, tinyConfig } from './support/tiny_models.ts';
 
 const kInput = { inputIds: [[1, 2, 3, 4, 5]] };
@@ -22,16 +23,6 @@ async function logitsOf(folder: string) {
   const logits = await model.forward(kInput);
   await model.dispose();
   return logits;
-}
-
-/** Rewrites a safetensors file after changing its list of tensors. */
-async function rewrite(path: string, change: (tensors: NativeTensorData[]) => NativeTensorData[]): Promise<void> {
-  const file = native().openTensorFile(path);
-  const tensors = file
-    .tensors()
-    .map(({ name, dtype, shape }): NativeTensorData => ({ name, dtype, shape, data: file.readRaw(name).slice() }));
-  file.close();
-  await native().writeSafetensors(path, change(tensors), { format: 'pt' });
 }
 
 function editJson(path: string, change: (value: Record<string, unknown>) => void): void {
@@ -118,9 +109,9 @@ describe('loading models from folders', () => {
       const values = Float32Array.from(new Float32Array(bytes.slice().buffer), (value) => value * factor);
       return [...tensors.filter((tensor) => tensor.name !== 'lm_head.weight'), { ...embedding, name: 'lm_head.weight', data: values }];
     };
-    await rewrite(weights, withHead(1));
+    await rewriteSafetensors(weights, withHead(1));
     assert.deepEqual((await logitsOf(folder)).data, logits.data);
-    await rewrite(weights, withHead(2));
+    await rewriteSafetensors(weights, withHead(2));
     const doubled = await logitsOf(folder);
     assert.ok(
       largestDifference(
@@ -137,7 +128,7 @@ describe('loading models from folders', () => {
 
   it('takes the head for the embedding too where a tied model has only that', async () => {
     const { folder, logits } = await savedModel({ tie_word_embeddings: true });
-    await rewrite(join(folder, 'model.safetensors'), (tensors) =>
+    await rewriteSafetensors(join(folder, 'model.safetensors'), (tensors) =>
       tensors.map((tensor) => (tensor.name === 'model.embed_tokens.weight' ? { ...tensor, name: 'lm_head.weight' } : tensor)),
     );
     assert.deepEqual((await logitsOf(folder)).data, logits.data);
@@ -145,7 +136,7 @@ describe('loading models from folders', () => {
 
   it('ignores inverse frequencies that old files hold', async () => {
     const { folder, logits } = await savedModel();
-    await rewrite(join(folder, 'model.safetensors'), (tensors) => [
+    await rewriteSafetensors(join(folder, 'model.safetensors'), (tensors) => [
       ...tensors,
       { name: 'model.layers.0.self_attn.rotary_emb.inv_freq', dtype: 'F32', shape: [4], data: new Float32Array(4) },
     ]);
@@ -154,7 +145,7 @@ describe('loading models from folders', () => {
 
   it('lists missing and unexpected tensors', async () => {
     const { folder } = await savedModel();
-    await rewrite(join(folder, 'model.safetensors'), (tensors) =>
+    await rewriteSafetensors(join(folder, 'model.safetensors'), (tensors) =>
       tensors.map((tensor) => (tensor.name === 'model.norm.weight' ? { ...tensor, name: 'model.nrom.weight' } : tensor)),
     );
     await assertFails(
@@ -179,7 +170,7 @@ describe('loading models from folders', () => {
 
   it('refuses tensors that are no weights', async () => {
     const { folder } = await savedModel();
-    await rewrite(join(folder, 'model.safetensors'), (tensors) =>
+    await rewriteSafetensors(join(folder, 'model.safetensors'), (tensors) =>
       tensors.map((tensor) => (tensor.name === 'model.norm.weight' ? { ...tensor, dtype: 'I32' } : tensor)),
     );
     await assertFails(() => CausalLM.fromPretrained(folder), 'UNSUPPORTED_QUANTIZATION', /model\.norm\.weight.*I32/);

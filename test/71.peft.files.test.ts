@@ -3,6 +3,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, w
 import { join } from 'node:path';
 import { CausalLM, getPeftModel, type LoraConfig, type PeftLoadOptions, PeftModel } from '../lib/index.ts';
 import { type NativeTensorData, native } from '../lib/native.ts';
+import { rewriteSafetensors } from './support/rewrite_safetensors.ts';
 import { assertFails, deleteTemporaryFolders, temporaryFolder, tinyConfig } from './support/tiny_models.ts';
 
 const kInput = { inputIds: [[1, 2, 3, 4]] };
@@ -18,14 +19,8 @@ async function savedAdapter(config: LoraConfig = { r: 3, loraAlpha: 7, targetMod
   return { folder, model, logits: (await model.forward(kInput)).data };
 }
 
-async function rewrite(folder: string, change: (tensors: NativeTensorData[]) => NativeTensorData[]): Promise<void> {
-  const path = join(folder, 'adapter_model.safetensors');
-  const file = native().openTensorFile(path);
-  const tensors = file
-    .tensors()
-    .map(({ name, dtype, shape }): NativeTensorData => ({ name, dtype, shape, data: file.readRaw(name).slice() }));
-  file.close();
-  await native().writeSafetensors(path, change(tensors), { format: 'pt' });
+function rewrite(folder: string, change: (tensors: NativeTensorData[]) => NativeTensorData[]): Promise<void> {
+  return rewriteSafetensors(join(folder, 'adapter_model.safetensors'), change);
 }
 
 function editConfig(folder: string, change: (config: Record<string, unknown>) => void): void {
