@@ -1,131 +1,105 @@
-// npm run bench [-- --peers] [--compile] [--json FILE] [--blocks N] [--skip-ops]
-// Prints every op's share of its floor on this machine, then training tokens/s and peak memory; with --peers, PEFT's on the same
-// work, interleaved block by block. Figures are the best of several: these machines are shared.
+// npm run bench [-- --only ops,training,lengths] [--peers] [--isa LEVEL] [--blocks N] [--steps N]
+// Prints every op's share of its floor on this machine, whole training steps in tokens/s and peak memory, and what long sequences
+// cost. With --peers also PEFT's on the same work, interleaved block by block, and all of it goes to results/<machine>.{json,md}.
 import { mkdirSync, writeFileSync } from 'node:fs';
-import { cpus } from 'node:os';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { fetchSmolLm2 } from '../lib/hub/smollm2.ts';
 import { userCacheFolder } from '../lib/hub/user_cache.ts';
 import { CausalLM } from '../lib/index.ts';
-import { native } from '../lib/native.ts';
-import { BenchChild, type BlockResult } from './child.ts';
-import { OpBench, type OpResult } from './ops.ts';
-import { startPeft } from './peers.ts';
+import { type Machine, thisMachine } from './machine.ts';
+import { timeOps } from './ops.ts';
+import { lengthsTable, machineText, opsTable, trainingTable } from './report.ts';
+import { timeLengths, timeTraining, type Weights } from './training.ts';
 
 const { values } = parseArgs({
   options: {
     peers: { type: 'boolean', default: false },
-    compile: { type: 'boolean', default: false },
-    'skip-ops': { type: 'boolean', default: false },
-    json: { type: 'string' },
-    blocks: { type: 'string', default: '4' },
-    steps: { type: 'string', default: '3' },
+    isa: { type: 'string' },
+    only: { type: 'string' },
+    blocks: { type: 'string' },
+    steps: { type: 'string' },
   },
 });
 
-interface TrainingResult {
-  name: string;
-  /** Of the best block and of the median one. */
-  tokensPerSecond: number;
-  medianTokensPerSecond: number;
-  bestStepMilliseconds: number;
-  peakMemoryBytes: number;
+interface Section {
+  title: string;
+  /** Its results, for the JSON file, and as a table. */
+  run(machine: Machine): Promise<{ results: unknown; text: string }>;
 }
 
-/** SmolLM2's weights as bf16 safetensors, made once from the GGUF. */
-async function bf16Model(gguf: string): Promise<string> {
+/** SmolLM2's weights as a GGUF and, made once from it, as bf16 safetensors. */
+async function smolLm2(): Promise<Weights> {
+  const gguf = await fetchSmolLm2();
   const folder = join(userCacheFolder(), 'models', 'SmolLM2-135M-Instruct-bf16');
   const model = await CausalLM.fromPretrained(gguf);
   await model.savePretrained(folder, { dtype: 'bfloat16' });
   await model.dispose();
-  return folder;
+  return { gguf, folder };
 }
 
-function summary(name: string, blocks: BlockResult[]): TrainingResult {
-  const rates = blocks.map((block) => block.tokens_per_second).sort((a, b) => b - a);
-  return {
-    name,
-    tokensPerSecond: rates[0]!,
-    medianTokensPerSecond: rates[Math.floor(rates.length / 2)]!,
-    bestStepMilliseconds: Math.min(...blocks.map((block) => block.step_ms.best)),
-    peakMemoryBytes: Math.max(...blocks.map((block) => block.peak_rss_bytes)),
-  };
+function positive(option: 'blocks' | 'steps', fallback: number): number {
+  const value = Number(values[option] ?? fallback);
+  if (!Number.isInteger(value) || value < 1) throw new RangeError(`--${option} is ${values[option]}; expected a whole number from 1 on`);
+  return value;
 }
 
-async function training(): Promise<TrainingResult[]> {
-  const gguf = await fetchSmolLm2();
-  const { threads, isa, bf16 } = native().systemInfo();
-  const compiled = fileURLToPath(new URL('../dist/index.js', import.meta.url));
-  const script = fileURLToPath(new URL('./train_ours.mjs', import.meta.url));
-  const ours = (name: string, model: string, ...flags: string[]) =>
-    new BenchChild(name, process.execPath, [script, compiled, model, ...flags]);
-  const folder = await bf16Model(gguf);
-  const children = [
-    ours('lowrank, bf16 weights', folder),
-    ...(bf16 ? [ours('lowrank bf16, bf16 weights', folder, '--bf16')] : []),
-    ours('lowrank, GGUF Q4_1 weights', gguf),
-    ours('lowrank, GGUF Q4_1, checkpointing', gguf, '--checkpointing'),
-  ];
-  if (values.peers) {
-    children.push(
-      startPeft({ gguf, threads, dtype: 'fp32', compile: false, isa }),
-      startPeft({ gguf, threads, dtype: 'bf16', compile: false, isa }),
-    );
-    if (values.compile) children.push(startPeft({ gguf, threads, dtype: 'fp32', compile: true, isa }));
-  }
-  // One after the other, so that none warms up beside another's.
-  const blocks = new Map<BenchChild, BlockResult[]>();
-  for (const child of children) {
-    await child.ready();
-    blocks.set(child, []);
-  }
-  for (let block = 0; block < Number(values.blocks); block++) {
-    for (const child of children) blocks.get(child)!.push(await child.run(Number(values.steps)));
-  }
-  for (const child of children) child.close();
-  return children.map((child) => summary(child.name, blocks.get(child)!));
-}
+const sections: Record<string, Section> = {
+  ops: {
+    title: 'Ops against their floors',
+    async run(machine) {
+      const results = await timeOps(machine, ({ op, shape, compute, milliseconds }) => {
+        process.stderr.write(`${op} ${shape} ${compute}: ${milliseconds.toFixed(3)} ms\n`);
+      });
+      return { results, text: opsTable(results) };
+    },
+  },
+  training: {
+    title: 'Training steps: SmolLM2-135M, LoRA r=16 on all linear layers',
+    async run(machine) {
+      const results = await timeTraining({
+        machine,
+        weights: await smolLm2(),
+        peers: values.peers,
+        blocks: positive('blocks', values.peers ? 4 : 3),
+        steps: positive('steps', values.peers ? 3 : 2),
+      });
+      return { results, text: trainingTable(results) };
+    },
+  },
+  lengths: {
+    title: 'One long sequence',
+    async run(machine) {
+      const results = await timeLengths(machine, await smolLm2());
+      return { results, text: lengthsTable(results) };
+    },
+  },
+};
 
-function printOp(result: OpResult): void {
-  const rate = result.gflops ? `${result.gflops.toFixed(0)} GFLOP/s` : `${result.gbytes!.toFixed(1)} GB/s`;
-  const peer = result.openblasMilliseconds ? `  OpenBLAS ${result.openblasMilliseconds.toFixed(2)} ms` : '';
-  const share = `${Math.round(100 * result.share)} % of ${result.bound === 'flops' ? 'peak FLOP/s' : 'memory speed'}`;
-  console.log(
-    `${result.op.padEnd(30)} ${result.shape.padEnd(26)} ${result.milliseconds.toFixed(3).padStart(9)} ms  ${rate.padStart(13)}  ${share}${peer}`,
-  );
-}
+const chosen = values.only?.split(',') ?? Object.keys(sections);
+const unknown = chosen.filter((name) => !(name in sections));
+if (unknown.length) throw new RangeError(`--only names ${unknown.join(', ')}; expected ${Object.keys(sections).join(', ')}`);
+// Read when the addon is first loaded, here and in the processes that are started.
+if (values.isa) process.env.LOWRANK_ISA = values.isa;
 
-function printTraining(results: TrainingResult[]): void {
-  console.log(
-    '\n| training: 4×256 tokens, LoRA r=16 on all linears, SmolLM2-135M | tokens/s (best block; median) | peak memory | ours against it |',
-  );
-  console.log('| --- | ---: | ---: | ---: |');
-  const reference = results[0]!;
-  for (const result of results) {
-    const rate = `${Math.round(result.tokensPerSecond)}; ${Math.round(result.medianTokensPerSecond)}`;
-    const ratio = (reference.tokensPerSecond / result.tokensPerSecond).toFixed(2);
-    console.log(`| ${result.name} | ${rate} | ${(result.peakMemoryBytes / 2 ** 30).toFixed(2)} GiB | ${ratio}× |`);
-  }
+const machine = await thisMachine();
+const texts = [machineText(machine)];
+console.log(texts[0]);
+const results: Record<string, unknown> = {};
+for (const name of chosen) {
+  const { title, run } = sections[name]!;
+  const section = await run(machine);
+  results[name] = section.results;
+  texts.push(`## ${title}\n\n${section.text}`);
+  console.log(`\n${texts.at(-1)}`);
 }
-
-const { isa, threads } = native().systemInfo();
-const peaks = await native().measurePeaks();
-console.log(
-  `${cpus()[0]?.model}, ${threads} threads, ${isa}: ${(peaks.flopsPerSecond / 1e9).toFixed(0)} GFLOP/s fp32, ${(peaks.bytesPerSecond / 1e9).toFixed(0)} GB/s\n`,
-);
-const ops: OpResult[] = [];
-if (!values['skip-ops']) {
-  await new OpBench(peaks, (result) => {
-    ops.push(result);
-    printOp(result);
-  }).all();
-}
-const trainings = await training();
-printTraining(trainings);
-if (values.json) {
-  mkdirSync(dirname(values.json), { recursive: true });
-  const machine = { cpu: cpus()[0]?.model, threads, isa, node: process.versions.node, peaks };
-  writeFileSync(values.json, `${JSON.stringify({ date: new Date().toISOString(), machine, ops, training: trainings }, null, 2)}\n`);
+if (values.peers) {
+  const folder = fileURLToPath(new URL('./results', import.meta.url));
+  mkdirSync(folder, { recursive: true });
+  const file = join(folder, machine.name);
+  const { name, ...about } = machine;
+  writeFileSync(`${file}.json`, `${JSON.stringify({ date: new Date().toISOString(), machine: about, ...results }, null, 2)}\n`);
+  writeFileSync(`${file}.md`, `# ${name}\n\n${texts.join('\n\n')}\n`);
+  console.log(`\nWritten to ${file}.json and ${name}.md`);
 }

@@ -1,257 +1,179 @@
-// Every op of a training step at SmolLM2-135M's shapes, against its floor on this machine.
-import { run } from '../lib/kernels/checks.ts';
-import { native } from '../lib/native.ts';
+// Every op of a training step at SmolLM2-135M's shapes, against its floor on this machine: the longer of its arithmetic at the peak of
+// its number format and of a pass that only moves its bytes, from whichever cache holds them.
+import { type NativeTimedOp, native } from '../lib/native.ts';
+import { levelOf, type Machine } from './machine.ts';
+import { kSmolLm2 as model } from './smollm2.ts';
 
 export interface OpResult {
   op: string;
   shape: string;
+  compute: 'f32' | 'bf16';
   /** Best of several, all threads. */
   milliseconds: number;
-  /** What bounds it. */
-  bound: 'flops' | 'bytes';
-  gflops?: number;
-  gbytes?: number;
-  /** Of the measured peak of what bounds it. */
+  /** What bounds it: arithmetic, or moving bytes between the cores and this level ('bytes' where the caches' sizes are unknown). */
+  bound: 'flops' | 'L2' | 'L3' | 'memory' | 'bytes';
+  floorMilliseconds: number;
+  /** Of the floor's speed. */
   share: number;
+  gflops?: number;
+  gbytes: number;
   /** The same product in OpenBLAS; undefined where it is not installed. */
   openblasMilliseconds?: number;
 }
 
-interface Peaks {
-  flopsPerSecond: number;
-  bytesPerSecond: number;
+interface OpCase {
+  call: NativeTimedOp;
+  shape: string;
+  flops?: number;
+  /** Bytes that are only read, only written, and updated in place. */
+  read?: number;
+  written?: number;
+  updated?: number;
 }
 
 const kTokens = 1024;
-const kHidden = 576;
-const kFfn = 1536;
-const kVocabulary = 49152;
-const kHeads = 9;
-const kKvHeads = 3;
-const kHeadDim = 64;
 const kRank = 16;
-const kRepeats = 9;
 
-let state = 1;
-function random(length: number): Float32Array {
-  const values = new Float32Array(length);
-  for (let i = 0; i < length; i++) {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    values[i] = state / 2 ** 31 - 1;
-  }
-  return values;
+type Compute = OpResult['compute'];
+
+function gemmCases(): OpCase[] {
+  const { hidden, ffn, kvHeads, headDim } = model;
+  const shapes = [
+    [ffn, hidden],
+    [hidden, ffn],
+    [hidden, hidden],
+    [kvHeads * headDim, hidden],
+  ] as const;
+  const gemm = (op: string, n: number, k: number, weight: string, weightBytes: number): OpCase => ({
+    call: { op, tokens: kTokens, in: k, out: n, weight },
+    shape: `${kTokens}x${n}x${k}, ${weight}`,
+    flops: 2 * kTokens * n * k,
+    read: 4 * kTokens * (op === 'gemm' ? k : n) + weightBytes * n * k,
+    written: 4 * kTokens * (op === 'gemm' ? n : k),
+  });
+  return [
+    ...shapes.flatMap(([n, k]) => [gemm('gemm', n, k, 'BF16', 2), gemm('gemm backward', n, k, 'BF16', 2)]),
+    gemm('gemm', ffn, hidden, 'Q4_1', 0.625),
+    gemm('gemm backward', ffn, hidden, 'Q4_1', 0.625),
+  ];
 }
 
-/** bf16 bytes of random values. */
-function randomBf16(length: number): Uint8Array {
-  const source = new Uint16Array(random(length).buffer);
-  const out = new Uint16Array(length);
-  for (let i = 0; i < length; i++) out[i] = source[2 * i + 1]!;
-  return new Uint8Array(out.buffer);
+/** Gate and up: two projections of one input. */
+function loraCases(): OpCase[] {
+  const { hidden, ffn } = model;
+  const base = 2 * kTokens * 2 * ffn * hidden;
+  const lora = 2 * kTokens * 2 * kRank * (hidden + ffn);
+  const [x, y, weights] = [4 * kTokens * hidden, 4 * kTokens * 2 * ffn, 2 * 2 * ffn * hidden];
+  const sizes = { tokens: kTokens, in: hidden, out: ffn, group: 2, rank: kRank };
+  const shape = `${kTokens}x2·${ffn}x${hidden}, r=${kRank}`;
+  return [
+    { call: { op: 'lora_linear', ...sizes }, shape, flops: base + lora, read: x + weights, written: y },
+    { call: { op: 'lora_linear backward', ...sizes }, shape, flops: base + 2 * lora, read: x + y + weights, written: x },
+  ];
 }
 
-function best(call: () => void): number {
-  let fastest = Number.POSITIVE_INFINITY;
-  call();
-  for (let i = 0; i < kRepeats; i++) {
-    const begin = performance.now();
-    call();
-    fastest = Math.min(fastest, performance.now() - begin);
-  }
-  return fastest;
+function attentionCases(): OpCase[] {
+  const { heads, kvHeads, headDim } = model;
+  return [
+    [4, 256],
+    [1, 2048],
+  ].flatMap(([sequences, tokens]) => {
+    const pairs = (sequences! * tokens! * (tokens! + 1)) / 2;
+    const [q, kv] = [heads, kvHeads].map((count) => 4 * sequences! * tokens! * count * headDim) as [number, number];
+    const sizes = { sequences, tokens, heads, kvHeads, headDim };
+    const shape = `${sequences}x${tokens}, ${heads}/${kvHeads} heads of ${headDim}`;
+    return [
+      { call: { op: 'attention', ...sizes }, shape, flops: 4 * pairs * heads * headDim, read: q + 2 * kv, written: q },
+      {
+        call: { op: 'attention backward', ...sizes },
+        shape,
+        flops: 10 * pairs * heads * headDim,
+        read: 3 * q + 2 * kv,
+        written: q + 2 * kv,
+      },
+    ];
+  });
+}
+
+function headCase(): OpCase {
+  const { hidden, vocabulary } = model;
+  return {
+    call: { op: 'head', tokens: kTokens, in: hidden, out: vocabulary },
+    shape: `${kTokens}x${vocabulary}x${hidden}, with cross-entropy and dH`,
+    flops: 4 * kTokens * vocabulary * hidden,
+    read: 4 * kTokens * hidden + 2 * vocabulary * hidden,
+    written: 4 * kTokens * hidden,
+  };
+}
+
+function elementwiseCases(): OpCase[] {
+  const { hidden, ffn, heads, headDim, loraParameters: n } = model;
+  const [x, f] = [4 * kTokens * hidden, 4 * kTokens * ffn];
+  const rows = (op: string, channels: number, read: number, written: number): OpCase => ({
+    call: { op, tokens: kTokens, in: channels },
+    shape: `${kTokens}x${channels}`,
+    read,
+    written,
+  });
+  return [
+    rows('rms_norm', hidden, x, x),
+    rows('rms_norm backward', hidden, 2 * x, x),
+    rows('swiglu', ffn, 2 * f, f),
+    rows('swiglu backward', ffn, 3 * f, 2 * f),
+    rows('dropout', hidden, x, x),
+    {
+      call: { op: 'rope', tokens: kTokens, heads, headDim },
+      shape: `${kTokens}x${heads}x${headDim}`,
+      read: 4 * kTokens * headDim,
+      updated: x,
+    },
+    { call: { op: 'adamw', in: n }, shape: `${n}`, read: 4 * n, updated: 3 * 4 * n },
+    { call: { op: 'gradient norm', in: n }, shape: `${n}`, read: 4 * n },
+  ];
 }
 
 /** Times ops one by one and calls `report` with each result. */
-export class OpBench {
-  readonly #peaks: Peaks;
-  readonly #report: (result: OpResult) => void;
-
-  constructor(peaks: Peaks, report: (result: OpResult) => void) {
-    this.#peaks = peaks;
-    this.#report = report;
+export async function timeOps(machine: Machine, report: (result: OpResult) => void): Promise<OpResult[]> {
+  const floors = new Map<string, number>();
+  async function trafficSeconds(read: number, written: number, updated: number): Promise<number> {
+    const key = `${read} ${written} ${updated}`;
+    const seconds = floors.get(key) ?? (await native().timeTraffic(read, written, updated));
+    floors.set(key, seconds);
+    return seconds;
   }
-
-  #flops(op: string, shape: string, flops: number, call: () => void, openblasMilliseconds?: number): void {
-    const milliseconds = best(call);
-    const gflops = flops / milliseconds / 1e6;
-    this.#report({
-      op,
-      shape,
-      milliseconds,
-      bound: 'flops',
-      gflops,
-      share: (gflops * 1e9) / this.#peaks.flopsPerSecond,
-      openblasMilliseconds,
-    });
-  }
-
-  #bytes(op: string, shape: string, bytes: number, call: () => void): void {
-    const milliseconds = best(call);
-    const gbytes = bytes / milliseconds / 1e6;
-    this.#report({ op, shape, milliseconds, bound: 'bytes', gbytes, share: (gbytes * 1e9) / this.#peaks.bytesPerSecond });
-  }
-
-  async gemm(): Promise<void> {
-    for (const [n, k] of [
-      [kFfn, kHidden],
-      [kHidden, kFfn],
-      [kHidden, kHidden],
-      [192, kHidden],
-    ] as const) {
-      const a = random(kTokens * k);
-      const c = new Float32Array(kTokens * n);
-      const weight = randomBf16(n * k);
-      const openblas = (await native().timeOpenblas(kTokens, n, k)) ?? undefined;
-      const shape = `${kTokens}x${n}x${k}`;
-      this.#flops(
-        'gemm X·Wᵀ, bf16 W',
-        shape,
-        2 * kTokens * n * k,
-        () => run('gemm', a, false, weight, 'BF16', n, k, true, kTokens, n, k, undefined, c, false),
-        openblas && openblas * 1000,
-      );
-      const dy = random(kTokens * n);
-      const dx = new Float32Array(kTokens * k);
-      this.#flops('gemm dY·W, bf16 W', shape, 2 * kTokens * n * k, () =>
-        run('gemm', dy, false, weight, 'BF16', n, k, false, kTokens, k, n, undefined, dx, false),
-      );
-    }
-    const rowBytes = run('rowBytes', 'Q4_1', kHidden) as number;
-    const quantized = new Uint8Array(kFfn * rowBytes);
-    const a = random(kTokens * kHidden);
-    const c = new Float32Array(kTokens * kFfn);
-    this.#flops('gemm X·Wᵀ, Q4_1 W', `${kTokens}x${kFfn}x${kHidden}`, 2 * kTokens * kFfn * kHidden, () =>
-      run('gemm', a, false, quantized, 'Q4_1', kFfn, kHidden, true, kTokens, kFfn, kHidden, undefined, c, false),
-    );
-  }
-
-  loraLinear(): void {
-    const weight = randomBf16(kFfn * kHidden);
-    const x = random(kTokens * kHidden);
-    const s = new Float32Array(kTokens * 2 * kRank);
-    const dx = new Float32Array(kTokens * kHidden);
-    const projection = () => {
-      const lora = [random(kRank * kHidden), random(kFfn * kRank), kRank, 2, 0, 0];
-      return {
-        forward: [weight, 'BF16', kFfn, kHidden, undefined, [lora], new Float32Array(kTokens * kFfn)],
-        backward: [
-          weight,
-          'BF16',
-          kFfn,
-          kHidden,
-          undefined,
-          [[...lora, new Float32Array(kRank * kHidden), new Float32Array(kFfn * kRank)]],
-          random(kTokens * kFfn),
-          undefined,
-          undefined,
-        ],
-      };
+  async function time(op: OpCase, compute: Compute): Promise<OpResult> {
+    const { flops = 0, read = 0, written = 0, updated = 0 } = op;
+    const seconds = await native().timeOp(op.call, compute === 'bf16');
+    const peak = compute === 'bf16' ? machine.peaks.bf16FlopsPerSecond! : machine.peaks.flopsPerSecond;
+    const traffic = await trafficSeconds(read, written, updated);
+    const floor = Math.max(flops / peak, traffic);
+    const gemm = op.call.op === 'gemm' && op.call.weight === 'BF16' && compute === 'f32';
+    const openblas = gemm ? await native().timeOpenblas(kTokens, op.call.out!, op.call.in!) : null;
+    return {
+      op: op.call.op,
+      shape: op.shape,
+      compute,
+      milliseconds: 1000 * seconds,
+      bound: flops / peak > traffic ? 'flops' : levelOf(machine, read + written + updated),
+      floorMilliseconds: 1000 * floor,
+      share: floor / seconds,
+      ...(flops && { gflops: flops / seconds / 1e9 }),
+      gbytes: (read + written + 2 * updated) / seconds / 1e9,
+      ...(openblas !== null && { openblasMilliseconds: 1000 * openblas }),
     };
-    const pair = [projection(), projection()];
-    const shape = `${kTokens}x2·${kFfn}x${kHidden} r=${kRank}`;
-    const base = 2 * kTokens * 2 * kFfn * kHidden;
-    const lora = 2 * kTokens * 2 * kRank * (kHidden + kFfn);
-    this.#flops('lora_linear gate, up', shape, base + lora, () =>
-      run(
-        'loraLinear',
-        x,
-        kTokens,
-        kHidden,
-        pair.map(({ forward }) => forward),
-        s,
-        0,
-      ),
-    );
-    this.#flops('lora_linear gate, up backward', shape, base + 2 * lora, () =>
-      run(
-        'loraLinearBackward',
-        x,
-        kTokens,
-        kHidden,
-        pair.map(({ backward }) => backward),
-        s,
-        0,
-        dx,
-      ),
-    );
   }
 
-  attention(): void {
-    for (const [rows, length] of [
-      [4, 256],
-      [1, 2048],
-    ] as const) {
-      const tokens = rows * length;
-      const starts = Int32Array.from({ length: rows + 1 }, (_, row) => row * length);
-      const q = random(tokens * kHeads * kHeadDim);
-      const k = random(tokens * kKvHeads * kHeadDim);
-      const v = random(tokens * kKvHeads * kHeadDim);
-      const o = new Float32Array(q.length);
-      const lse = new Float32Array(tokens * kHeads);
-      const positional = [kHeads, kKvHeads, kHeadDim, 0.125, 0, starts, starts, rows, q, k, v];
-      const pairs = (rows * length * (length + 1)) / 2;
-      const shape = `${rows}x${length}, ${kHeads}/${kKvHeads} heads of ${kHeadDim}`;
-      this.#flops('attention', shape, 4 * pairs * kHeads * kHeadDim, () => run('attention', ...positional, o, lse));
-      const dO = random(q.length);
-      const gradients = [new Float32Array(q.length), new Float32Array(k.length), new Float32Array(v.length)];
-      this.#flops('attention backward', shape, 10 * pairs * kHeads * kHeadDim, () =>
-        run('attentionBackward', ...positional, o, lse, dO, ...gradients),
-      );
-    }
+  const products = [...gemmCases(), ...loraCases(), headCase()];
+  const cases: [OpCase, Compute][] = [
+    ...products.map((op): [OpCase, Compute] => [op, 'f32']),
+    ...(machine.peaks.bf16FlopsPerSecond ? products.map((op): [OpCase, Compute] => [op, 'bf16']) : []),
+    ...[...attentionCases(), ...elementwiseCases()].map((op): [OpCase, Compute] => [op, 'f32']),
+  ];
+  const results: OpResult[] = [];
+  for (const [op, compute] of cases) {
+    const result = await time(op, compute);
+    results.push(result);
+    report(result);
   }
-
-  head(): void {
-    const h = random(kTokens * kHidden);
-    const weight = randomBf16(kVocabulary * kHidden);
-    const targets = Int32Array.from({ length: kTokens }, (_, i) => (i * 7919) % kVocabulary);
-    const dh = new Float32Array(h.length);
-    const loss = new Float64Array(2);
-    this.#flops('head + cross-entropy + dH', `${kTokens}x${kVocabulary}x${kHidden}`, 4 * kTokens * kVocabulary * kHidden, () =>
-      run('linearCrossEntropy', h, weight, 'BF16', kVocabulary, kHidden, targets, kTokens, 1, dh, undefined, loss),
-    );
-  }
-
-  elementwise(): void {
-    const bytes = 4 * kTokens;
-    const x = random(kTokens * kHidden);
-    const w = random(kHidden);
-    const y = new Float32Array(x.length);
-    const invRms = new Float32Array(kTokens);
-    const shape = `${kTokens}x${kHidden}`;
-    this.#bytes('rms_norm', shape, bytes * 2 * kHidden, () => run('rmsNorm', x, w, 1e-5, kTokens, kHidden, y, invRms));
-    const dy = random(x.length);
-    const dw = new Float32Array(kHidden);
-    this.#bytes('rms_norm backward', shape, bytes * 3 * kHidden, () => run('rmsNormBackward', x, w, invRms, dy, kTokens, kHidden, y, dw));
-    const gate = random(kTokens * kFfn);
-    const up = random(kTokens * kFfn);
-    const h = new Float32Array(gate.length);
-    const ffn = `${kTokens}x${kFfn}`;
-    this.#bytes('swiglu', ffn, bytes * 3 * kFfn, () => run('swiglu', gate, up, kTokens, kFfn, h));
-    const dh = random(gate.length);
-    const dGate = new Float32Array(gate.length);
-    const dUp = new Float32Array(gate.length);
-    this.#bytes('swiglu backward', ffn, bytes * 5 * kFfn, () => run('swigluBackward', gate, up, dh, kTokens, kFfn, dGate, dUp));
-    const cos = random((kTokens * kHeadDim) / 2);
-    this.#bytes('rope', `${kTokens}x${kHeads}x${kHeadDim}`, bytes * 2 * kHidden, () =>
-      run('rope', y, kTokens, kHeads, kHeadDim, kHeadDim, cos, cos, false),
-    );
-    this.#bytes('dropout', shape, bytes * 2 * kHidden, () => run('dropout', x, kTokens, kHidden, 0.1, 1, 2, y));
-  }
-
-  optimizer(): void {
-    const n = 4_884_480;
-    const [g, p, m, v] = [random(n), random(n), new Float32Array(n), new Float32Array(n)];
-    this.#bytes('adamw', `${n}`, 4 * 7 * n, () => run('adamW', 1e-4, 0.9, 0.999, 1e-8, 0, 1, 1, n, g, p, m, v));
-    const norm = new Float64Array(1);
-    this.#bytes('gradient norm', `${n}`, 4 * n, () => run('gradNorm', [[g, n]], norm));
-  }
-
-  async all(): Promise<void> {
-    await this.gemm();
-    this.loraLinear();
-    this.attention();
-    this.head();
-    this.elementwise();
-    this.optimizer();
-  }
+  return results;
 }

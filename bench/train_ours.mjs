@@ -1,7 +1,7 @@
 // Our side of the training benchmark: LoRA r=16 on all linear layers of SmolLM2-135M, full rows of random tokens, all of them
 // supervised, AdamW, clipping at 1. Same protocol as peers/peft_train.py: {"ready": true}, then one JSON line for each `run K`.
 // Runs the compiled package, as its users do, so that memory and start-up are theirs.
-//   node bench/train_ours.mjs dist/index.js MODEL [--batch 4] [--length 256] [--checkpointing] [--bf16]
+//   node bench/train_ours.mjs dist/index.js MODEL [--batch 4] [--length 256] [--checkpointing] [--bf16] [--warmup-length 256]
 import { createInterface } from 'node:readline';
 import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
@@ -12,6 +12,7 @@ const { values, positionals } = parseArgs({
     batch: { type: 'string', default: '4' },
     length: { type: 'string', default: '256' },
     warmup: { type: 'string', default: '2' },
+    'warmup-length': { type: 'string' },
     checkpointing: { type: 'boolean', default: false },
     bf16: { type: 'boolean', default: false },
   },
@@ -34,27 +35,31 @@ const random = () => {
   state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
   return state / 2 ** 32;
 };
-const ids = Int32Array.from({ length: tokens }, () => Math.floor(random() * vocabulary));
-const batch = {
-  ids,
-  positions: Int32Array.from({ length: tokens }, (_, t) => t % length),
-  starts: Int32Array.from({ length: rows + 1 }, (_, row) => row * length),
-  targets: Int32Array.from({ length: tokens }, (_, t) => (t % length === length - 1 ? -100 : ids[t + 1])),
-};
-const gradScale = 1 / (rows * (length - 1));
+/** Full rows of random tokens. */
+function randomBatch(rows, length) {
+  const ids = Int32Array.from({ length: rows * length }, () => Math.floor(random() * vocabulary));
+  return {
+    ids,
+    positions: Int32Array.from(ids, (_, t) => t % length),
+    starts: Int32Array.from({ length: rows + 1 }, (_, row) => row * length),
+    targets: Int32Array.from(ids, (_, t) => (t % length === length - 1 ? -100 : ids[t + 1])),
+    supervised: rows * (length - 1),
+  };
+}
 
-async function step() {
-  const { nllSum, tokens: supervised } = await session.accumulate(batch, { gradScale, seed: 0, step: 0, micro: 0 });
+async function step({ supervised, ...batch }) {
+  const { nllSum } = await session.accumulate(batch, { gradScale: 1 / supervised, seed: 0, step: 0, micro: 0 });
   await session.update({ learningRate: 2e-4, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0, maxGradNorm: 1 });
   return nllSum / supervised;
 }
 
+const batch = randomBatch(rows, length);
 async function measure(steps) {
   const milliseconds = [];
   let loss = 0;
   for (let i = 0; i < steps; i++) {
     const begin = performance.now();
-    loss = await step();
+    loss = await step(batch);
     milliseconds.push(performance.now() - begin);
   }
   milliseconds.sort((a, b) => a - b);
@@ -66,7 +71,8 @@ async function measure(steps) {
   };
 }
 
-for (let i = 0; i < Number(values.warmup); i++) await step();
+const warmup = values['warmup-length'] ? randomBatch(1, Math.min(length, Number(values['warmup-length']))) : batch;
+for (let i = 0; i < Number(values.warmup); i++) await step(warmup);
 const { isa, threads } = native().systemInfo();
 console.log(JSON.stringify({ ready: true, isa, threads }));
 for await (const line of createInterface({ input: process.stdin })) {

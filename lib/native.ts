@@ -253,6 +253,22 @@ interface NativeSystemInfo {
   compiler: string;
 }
 
+/** An op that timeOp knows, and those of its sizes that it reads; see csrc/addon/timed_ops.cpp. */
+export interface NativeTimedOp {
+  op: string;
+  /** Storage type of its weight: BF16 unless said. */
+  weight?: string;
+  tokens?: number;
+  in?: number;
+  out?: number;
+  group?: number;
+  rank?: number;
+  sequences?: number;
+  heads?: number;
+  kvHeads?: number;
+  headDim?: number;
+}
+
 export interface NativeAddon {
   systemInfo(): NativeSystemInfo;
   openTensorFile(path: string): NativeTensorFile;
@@ -266,8 +282,12 @@ export interface NativeAddon {
   createSession(model: NativeModel, options: { maxTokens: number; checkpointing: boolean; noDecay: string[] }): NativeSession;
   /** What a session of this kind would hold, in bytes, before anything is allocated. */
   planSession(model: NativeModel, options: { maxTokens: number; checkpointing: boolean }): Record<string, number>;
-  /** Of all threads of the pool at the level in use: FMA in registers, reads beyond the caches. */
-  measurePeaks(): Promise<{ flopsPerSecond: number; bytesPerSecond: number }>;
+  /** Of all threads of the pool at the level in use, in registers; bf16 where the level has an instruction for it. */
+  measurePeaks(): Promise<{ flopsPerSecond: number; bf16FlopsPerSecond?: number }>;
+  /** Seconds of one pass that only reads, writes and updates in place so many bytes, from whichever cache holds them all. */
+  timeTraffic(read: number, written: number, updated: number): Promise<number>;
+  /** Seconds of one op on random operands, best of several, all threads. */
+  timeOp(op: NativeTimedOp, bf16: boolean): Promise<number>;
   /** Seconds of Y[m,n] = X[m,k]·W[n,k]ᵀ in OpenBLAS, best of several, where its shared library is installed; else null. */
   timeOpenblas(m: number, n: number, k: number): Promise<number | null>;
   kernels: Record<string, (...args: never[]) => unknown>;

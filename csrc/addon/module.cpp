@@ -10,6 +10,7 @@
 #include "addon/files.h"
 #include "addon/kernels.h"
 #include "addon/model.h"
+#include "addon/op_timer.h"
 #include "addon/openblas.h"
 #include "addon/peaks.h"
 #include "core/cpu_level.h"
@@ -79,6 +80,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   register_kernels(env, exports);
   register_model(env, exports);
   register_peaks(env, exports);
+  register_op_timer(env, exports);
   register_openblas(env, exports);
   return exports;
 }

@@ -23,6 +23,56 @@ double multiply_add(size_t iterations) {
   return 2.0 * static_cast<double>(iterations) * kChains * V::kWidth;
 }
 
+#if defined(__AMX_BF16__)
+// The layout that LDTILECFG reads.
+struct alignas(64) TileConfiguration {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+double multiply_add_bf16(size_t iterations) {
+  constexpr size_t kProducts = 4, kFlopOfProduct = 2 * 16 * 16 * 32;
+  const TileConfiguration configuration;
+  _tile_loadconfig(&configuration);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+  _tile_zero(6);
+  _tile_zero(7);
+  // A product takes as long as eight vectors' worth of FMA.
+  iterations /= 8;
+  for (size_t i = 0; i < iterations; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+  return static_cast<double>(iterations) * kProducts * kFlopOfProduct;
+}
+#elif defined(__AVX512BF16__)
+double multiply_add_bf16(size_t iterations) {
+  V::T sums[kChains];
+  for (size_t j = 0; j < kChains; ++j) sums[j] = V::set(static_cast<float>(j));
+  const __m512bh x = (__m512bh)_mm512_set1_epi16(0x3f00), y = (__m512bh)_mm512_set1_epi16(0x3e80);
+  for (size_t i = 0; i < iterations; ++i) {
+#pragma GCC unroll 12
+    for (size_t j = 0; j < kChains; ++j) sums[j] = _mm512_dpbf16_ps(sums[j], x, y);
+  }
+  V::T total = V::zero();
+  for (size_t j = 0; j < kChains; ++j) total = V::add(total, sums[j]);
+  volatile float sink = V::sum(total);
+  (void)sink;
+  return 4.0 * static_cast<double>(iterations) * kChains * V::kWidth;
+}
+#else
+constexpr double (*multiply_add_bf16)(size_t) = nullptr;
+#endif
+
 float read(const float* data, size_t n) {
   V::T sums[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
   for (size_t i = 0; i < n; i += 4 * V::kWidth) {
@@ -31,9 +81,19 @@ float read(const float* data, size_t n) {
   return V::sum(V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3])));
 }
 
+void write(float* data, size_t n) {
+  const V::T one = V::set(1.0f);
+  for (size_t i = 0; i < n; i += V::kWidth) V::store(data + i, one);
+}
+
+void update(float* data, size_t n) {
+  const V::T one = V::set(1.0f);
+  for (size_t i = 0; i < n; i += V::kWidth) V::store(data + i, V::add(V::load(data + i), one));
+}
+
 }  // namespace
 
 extern const PeakKernels kPeakKernels;
-const PeakKernels kPeakKernels = {multiply_add, read};
+const PeakKernels kPeakKernels = {multiply_add, multiply_add_bf16, read, write, update};
 
 }  // namespace lowrank::LR_ISA

@@ -8,8 +8,12 @@ namespace lowrank {
 struct PeakKernels {
   // Independent FMA chains in registers; returns the flop done (an FMA is two).
   double (*multiply_add)(size_t iterations);
-  // Reads n floats (a multiple of 64) once and returns their sum, so that nothing is left out.
+  // The same with the level's instruction for products of bf16 (VDPBF16PS, TDPBF16PS); null where it has none.
+  double (*multiply_add_bf16)(size_t iterations);
+  // One pass over n floats, a multiple of 64: their sum; all set; one added to each.
   float (*read)(const float* data, size_t n);
+  void (*write)(float* data, size_t n);
+  void (*update)(float* data, size_t n);
 };
 
 }  // namespace lowrank

@@ -1,0 +1,146 @@
+// Whole training steps, ours and the peers', each in a process of its own. They take turns, block by block, and never run at once.
+import { fileURLToPath } from 'node:url';
+import { BenchChild, type BlockResult } from './child.ts';
+import type { Machine } from './machine.ts';
+import { startPeft } from './peers.ts';
+import { flopsPerToken } from './smollm2.ts';
+
+export interface Weights {
+  /** Q4_1. */
+  gguf: string;
+  /** The same as bf16 safetensors. */
+  folder: string;
+}
+
+export interface TrainingResult {
+  name: string;
+  compute: 'f32' | 'bf16';
+  threads: number;
+  /** Of the best block and of the median one. */
+  tokensPerSecond: number;
+  medianTokensPerSecond: number;
+  bestStepMilliseconds: number;
+  peakMemoryBytes: number;
+  versions?: Record<string, string>;
+}
+
+export interface LengthResult {
+  length: number;
+  compute: 'f32' | 'bf16';
+  tokensPerSecond: number;
+  peakMemoryBytes: number;
+  /** Flop of a token, here against the shortest length: what an equally efficient step would slow down by. */
+  flopsPerToken: number;
+}
+
+interface Entry {
+  name: string;
+  compute: 'f32' | 'bf16';
+  threads: number;
+  start(): BenchChild;
+}
+
+const kLengths = [256, 1024, 4096, 16384];
+
+function startOurs(name: string, model: string, threads: number, flags: string[]): BenchChild {
+  const compiled = fileURLToPath(new URL('../dist/index.js', import.meta.url));
+  const script = fileURLToPath(new URL('./train_ours.mjs', import.meta.url));
+  return new BenchChild(name, process.execPath, [script, compiled, model, ...flags], {
+    ...process.env,
+    LOWRANK_THREADS: String(threads),
+  });
+}
+
+function computeTypes(machine: Machine): ('f32' | 'bf16')[] {
+  return machine.bf16 ? ['f32', 'bf16'] : ['f32'];
+}
+
+function summary(entry: Entry, blocks: BlockResult[], versions?: Record<string, string>): TrainingResult {
+  const rates = blocks.map((block) => block.tokens_per_second).sort((a, b) => b - a);
+  return {
+    name: entry.name,
+    compute: entry.compute,
+    threads: entry.threads,
+    tokensPerSecond: rates[0]!,
+    medianTokensPerSecond: rates[Math.floor(rates.length / 2)]!,
+    bestStepMilliseconds: Math.min(...blocks.map((block) => block.step_ms.best)),
+    peakMemoryBytes: Math.max(...blocks.map((block) => block.peak_rss_bytes)),
+    ...(versions && { versions }),
+  };
+}
+
+export interface TrainingOptions {
+  machine: Machine;
+  weights: Weights;
+  peers: boolean;
+  blocks: number;
+  steps: number;
+}
+
+/** 4×256 tokens a step: by weights, compute type, threads, and PEFT's where `peers`. */
+export async function timeTraining({ machine, weights, peers, blocks: count, steps }: TrainingOptions): Promise<TrainingResult[]> {
+  const { threads, isa } = machine;
+  const flagsOf = (compute: string) => (compute === 'bf16' ? ['--bf16'] : []);
+  const ours = (name: string, compute: 'f32' | 'bf16', model: string, count: number, ...flags: string[]): Entry => ({
+    name,
+    compute,
+    threads: count,
+    start: () => startOurs(name, model, count, [...flagsOf(compute), ...flags]),
+  });
+  const best = computeTypes(machine).at(-1)!;
+  const entries: Entry[] = [
+    ...computeTypes(machine).flatMap((compute) => [
+      ours('lowrank, bf16 weights', compute, weights.folder, threads),
+      ours('lowrank, GGUF Q4_1 weights', compute, weights.gguf, threads),
+      ...(threads > 1 ? [ours('lowrank, bf16 weights', compute, weights.folder, 1)] : []),
+    ]),
+    ours('lowrank, GGUF Q4_1 weights, checkpointing', best, weights.gguf, threads, '--checkpointing'),
+  ];
+  if (peers) {
+    for (const dtype of ['fp32', 'bf16'] as const) {
+      for (const compile of [false, true]) {
+        entries.push({
+          name: `PEFT${compile ? ' + torch.compile' : ''}`,
+          compute: dtype === 'fp32' ? 'f32' : 'bf16',
+          threads,
+          start: () => startPeft({ gguf: weights.gguf, threads, dtype, compile, isa }),
+        });
+      }
+    }
+  }
+  const children: { entry: Entry; child: BenchChild; blocks: BlockResult[]; versions?: Record<string, string> }[] = [];
+  // One after the other, so that none warms up beside another's.
+  for (const entry of entries) {
+    const child = entry.start();
+    const { versions } = (await child.ready()) as { versions?: Record<string, string> };
+    children.push({ entry, child, blocks: [], versions });
+  }
+  for (let block = 0; block < count; block++) {
+    for (const { child, blocks } of children) blocks.push(await child.run(steps));
+  }
+  for (const { child } of children) child.close();
+  return children.map(({ entry, blocks, versions }) => summary(entry, blocks, versions));
+}
+
+/** One sequence of each length a step, in the best compute type that the machine has. */
+export async function timeLengths(machine: Machine, weights: Weights): Promise<LengthResult[]> {
+  const compute = computeTypes(machine).at(-1)!;
+  const results: LengthResult[] = [];
+  for (const length of kLengths) {
+    const flags = ['--batch', '1', '--length', String(length), '--warmup-length', '256', ...(compute === 'bf16' ? ['--bf16'] : [])];
+    const child = startOurs(`lowrank, 1×${length}`, weights.folder, machine.threads, flags);
+    await child.ready();
+    // As many steps as take some seconds; a step of the longest takes a minute by itself.
+    const block = await child.run(Math.max(1, Math.floor(4096 / length)));
+    child.close();
+    const { dense, attention } = flopsPerToken(length);
+    results.push({
+      length,
+      compute,
+      tokensPerSecond: block.tokens_per_second,
+      peakMemoryBytes: block.peak_rss_bytes,
+      flopsPerToken: dense + attention,
+    });
+  }
+  return results;
+}
