@@ -4,7 +4,7 @@ import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { native } from '../lib/native.ts';
 
-export interface Peaks {
+interface Peaks {
   flopsPerSecond: number;
   bf16FlopsPerSecond?: number;
   /** Reading, over a working set that this level holds, all threads. */
