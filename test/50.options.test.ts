@@ -129,7 +129,6 @@ describe('options of LoraTrainer', () => {
       refused(() => withArgs({ optim }), 'INVALID_OPTION', `args.optim: found "${optim}"`, "'adamw_torch'");
     }
     refused(() => withArgs({ neftuneNoiseAlpha: 5 }), 'INVALID_OPTION', 'args.neftuneNoiseAlpha: found 5', 'not available yet');
-    refused(() => withArgs({ fp16: true }), 'INVALID_OPTION', 'args.fp16: found true');
     refused(
       () => parseTrainerOptions({ ...base, quantizationConfig: { loadIn4bit: true } }),
       'UNSUPPORTED_QUANTIZATION',

@@ -14,7 +14,7 @@ await new LoraTrainer({
   model,
   trainDataset: tokenRows(24, 3),
   peftConfig,
-  args: { outputDir, maxSteps: 6, learningRate: 0.01, bf16: compute === 'bf16' || 'auto', disableTqdm: true },
+  args: { outputDir, maxSteps: 6, learningRate: 0.01, bf16: compute === 'bf16' || 'auto', fp16: compute === 'fp16', disableTqdm: true },
 }).train();
 const hash = createHash('sha256').update(readFileSync(join(outputDir, 'adapter_model.safetensors')));
 process.stdout.write(hash.digest('hex'));

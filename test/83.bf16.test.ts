@@ -25,7 +25,7 @@ describe('compute type bf16', function () {
   });
 
   /** The adapter's hash and the log of a short training in a process of its own. */
-  function trainSmall(compute: 'auto' | 'bf16', env: Record<string, string>): { hash: string; log: string; state: string } {
+  function trainSmall(compute: 'auto' | 'bf16' | 'fp16', env: Record<string, string>): { hash: string; log: string; state: string } {
     const outputDir = mkdtempSync(join(folder, 'small-'));
     const { stdout, stderr } = spawnSync(process.execPath, ['--import', 'tsx', child, outputDir, compute], {
       encoding: 'utf8',
@@ -42,6 +42,13 @@ describe('compute type bf16', function () {
     assert.ok(asked.log.includes('bf16: generic has no bf16 products, fp32 takes their place'), asked.log);
     assert.equal(asked.hash, trainSmall('auto', env).hash);
     assert.ok(asked.state.includes('"float32"'), asked.state);
+  });
+
+  it('takes the place of fp16 as fp32 does, with a warning that names what runs', () => {
+    const env = { LOWRANK_ISA: 'generic' };
+    const asked = trainSmall('fp16', env);
+    assert.ok(asked.log.includes('warning: fp16: there is no fp16 training on a CPU, fp32 takes its place'), asked.log);
+    assert.equal(asked.hash, trainSmall('auto', env).hash);
   });
 
   it('cannot be set on a native model by another name', async () => {

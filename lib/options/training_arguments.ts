@@ -105,7 +105,7 @@ export const trainingArgumentsSchema = z.strictObject({
     .describe(
       "true: the large products take bfloat16 operands where the CPU can (systemInfo().bf16; elsewhere fp32, which the log says), and so they do in the model afterwards; false and 'auto': fp32.",
     ),
-  fp16: z.literal(false, { error: "false (fp16 is not available; bf16 is 'auto')" }).default(false).describe('Not available.'),
+  fp16: flag.default(false).describe('A CPU trains in no fp16: the type that bf16 says is used, and the log names it.'),
   gradientCheckpointing: flag
     .default(false)
     .describe("Recompute each layer's activations in the backward pass: less memory, a third more work."),

@@ -200,6 +200,7 @@ export class LoraTrainer {
       `supervised tokens: ${withCommas(supervised)} of ${withCommas(tokens)} in ${withCommas(rows)} rows${args.packing ? `, packed into ${withCommas(train.units)}` : ''}`,
     ];
     for (const line of lines) this.#progress.message(line);
+    if (args.fp16) this.#progress.warn(`fp16: there is no fp16 training on a CPU, ${bf16 ? 'bf16' : 'fp32'} takes its place`);
     if (empty > 0) this.#progress.warn(`${withCommas(empty)} rows have nothing to learn from and are left out`);
   }
 }
