@@ -97,7 +97,8 @@ export async function timeTraining({ machine, weights, peers, blocks: count, ste
     ours('lowrank, GGUF Q4_1 weights, checkpointing', best, weights.gguf, threads, '--checkpointing'),
   ];
   if (peers) {
-    for (const dtype of ['fp32', 'bf16'] as const) {
+    // Without instructions for it bf16 is emulated.
+    for (const dtype of machine.bf16 ? (['fp32', 'bf16'] as const) : (['fp32'] as const)) {
       for (const compile of [false, true]) {
         entries.push({
           name: `PEFT${compile ? ' + torch.compile' : ''}`,

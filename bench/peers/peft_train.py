@@ -23,6 +23,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import peft
 import torch
+import torch._inductor.config
 import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
@@ -47,6 +48,9 @@ class Training:
         self.ids = torch.randint(base.config.vocab_size, (batch, length))
         # As Trainer(bf16=True): the adapter's weights stay fp32 and are multiplied in bf16.
         self.autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+        if os.environ.get("ATEN_CPU_CAPABILITY") == "avx2":
+            # The compiler looks at the CPU, not at this variable; and its cache would hand out what was compiled for AVX-512.
+            torch._inductor.config.cpp.simdlen = 256
         self.run = torch.compile(self.model) if compiled else self.model
 
     def step(self) -> float:
