@@ -247,6 +247,8 @@ interface NativeSystemInfo {
   isaLevels: string[];
   /** Whether setCompute('bf16') can be had. */
   bf16: boolean;
+  /** Whether its products outrun fp32's here. */
+  bf16IsFast: boolean;
   threads: number;
   /** Peak resident bytes of this process so far. */
   peakMemory: number;

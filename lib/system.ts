@@ -8,6 +8,8 @@ export interface SystemInfo {
   isaLevels: string[];
   /** Whether the level in use computes in bfloat16 where it is asked to (`args.bf16: true`). */
   bf16: boolean;
+  /** What training computes in where it is not told (`args.bf16: 'auto'`): bfloat16 where its products outrun fp32's. */
+  computeType: 'float32' | 'bfloat16';
   threads: number;
   /** The CUDA device; null: the CPU computes. */
   cuda: null;
@@ -18,9 +20,9 @@ export interface SystemInfo {
 
 /** What this package runs on. Throws NATIVE_NOT_FOUND. */
 export function systemInfo(): SystemInfo {
-  const { isa, isaLevels, bf16, threads, peakMemory, compiler } = call(() => native().systemInfo());
+  const { isa, isaLevels, bf16, bf16IsFast, threads, peakMemory, compiler } = call(() => native().systemInfo());
   const versions = { lowrank: packageVersion(), node: process.versions.node, napi: process.versions.napi ?? '', compiler };
-  return { isa, isaLevels, bf16, threads, cuda: null, peakMemory, versions };
+  return { isa, isaLevels, bf16, computeType: bf16IsFast ? 'bfloat16' : 'float32', threads, cuda: null, peakMemory, versions };
 }
 
 /** This package's version. */

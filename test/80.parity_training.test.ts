@@ -32,6 +32,7 @@ async function train(
     model: await PeftModel.fromPretrained(fixture.model.folder, fixture.folder, { isTrainable: true }),
     trainDataset: rows,
     args: {
+      bf16: false,
       ...fixture.options,
       outputDir,
       perDeviceTrainBatchSize: rowsPerMicroBatch,

@@ -111,6 +111,7 @@ describe('the real SmolLM2-135M-Instruct from its GGUF, beside Transformers and 
       model: peft,
       trainDataset: unshuffled(expected.batches.flat()).map((inputIds) => ({ inputIds })),
       args: {
+        bf16: false,
         ...expected.options,
         outputDir: join(folder, 'output'),
         maxSteps: expected.losses.length,

@@ -7,14 +7,14 @@ import { fileURLToPath } from 'node:url';
 import { fetchSmolLm2 } from '../lib/hub/smollm2.ts';
 import { CausalLM, LoraTrainer, systemInfo } from '../lib/index.ts';
 
-const kSteps = 20;
-const kRowLength = 96;
+const kSteps = 50;
+const kRowLength = 64;
 const text = readFileSync(fileURLToPath(new URL('fixtures/smollm2/training_text.txt', import.meta.url)), 'utf8');
 const child = fileURLToPath(new URL('60.trainer.threads_child.ts', import.meta.url));
 
 describe('compute type bf16', function () {
   this.timeout(900_000);
-  const { isa, bf16 } = systemInfo();
+  const { isa, bf16, computeType } = systemInfo();
   let folder: string;
 
   before(() => {
@@ -25,7 +25,10 @@ describe('compute type bf16', function () {
   });
 
   /** The adapter's hash and the log of a short training in a process of its own. */
-  function trainSmall(compute: 'auto' | 'bf16' | 'fp16', env: Record<string, string>): { hash: string; log: string; state: string } {
+  function trainSmall(
+    compute: 'auto' | 'bf16' | 'fp32' | 'fp16',
+    env: Record<string, string>,
+  ): { hash: string; log: string; state: string } {
     const outputDir = mkdtempSync(join(folder, 'small-'));
     const { stdout, stderr } = spawnSync(process.execPath, ['--import', 'tsx', child, outputDir, compute], {
       encoding: 'utf8',
@@ -70,7 +73,13 @@ describe('compute type bf16', function () {
   onBf16(`is said in the log and the checkpoint, and gives the same bits with 1, 2 and 3 threads${where}`, () => {
     const runs = ['1', '2', '3'].map((threads) => trainSmall('bf16', { LOWRANK_THREADS: threads }));
     assert.equal(new Set(runs.map((run) => run.hash)).size, 1);
-    assert.notEqual(runs[0]?.hash, trainSmall('auto', {}).hash);
+    const other = trainSmall('fp32', {});
+    assert.notEqual(runs[0]?.hash, other.hash);
+    assert.ok(other.log.includes(`computing in fp32 with ${isa} on`), other.log);
+    // What runs where nothing is said is what systemInfo() names.
+    const unasked = trainSmall('auto', {});
+    assert.equal(unasked.hash, computeType === 'bfloat16' ? runs[0]?.hash : other.hash);
+    assert.ok(unasked.state.includes(`"${computeType}"`), unasked.state);
     assert.ok(runs[0]?.log.includes(`computing in bf16 with ${isa} on 1 thread`), runs[0]?.log);
     assert.ok(runs[0]?.state.includes('"bfloat16"'), runs[0]?.state);
   });

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 
 #if defined(__x86_64__)
@@ -63,6 +64,18 @@ std::vector<CpuLevel> available_levels() {
   levels.push_back(CpuLevel::kNeon);
 #endif
   return levels;
+}
+
+bool bf16_is_fast(CpuLevel level) {
+#if defined(__x86_64__)
+  if (level != CpuLevel::kAvx512Bf16) return false;
+  uint32_t highest, vendor[3];
+  if (!__get_cpuid(0, &highest, &vendor[0], &vendor[2], &vendor[1])) return false;
+  return std::memcmp(vendor, "AuthenticAMD", sizeof vendor) == 0;
+#else
+  (void)level;
+  return false;
+#endif
 }
 
 Result<CpuLevel> chosen_level() {

@@ -185,7 +185,9 @@ export class LoraTrainer {
   }
 
   #computeType(): NativeComputeType {
-    return this.#options.args.bf16 === true && native().systemInfo().bf16 ? 'bf16' : 'f32';
+    const { bf16, bf16IsFast } = native().systemInfo();
+    const wanted = this.#options.args.bf16;
+    return (wanted === 'auto' ? bf16IsFast : wanted && bf16) ? 'bf16' : 'f32';
   }
 
   #announce({ peft, train }: Prepared): void {
