@@ -9,7 +9,7 @@ export interface BlockResult {
 }
 
 /** A process that answers each line `run K` with one JSON line about K timed steps; so that several can be interleaved. */
-export class BenchChild {
+export class BenchChild<Result = BlockResult> {
   readonly name: string;
   readonly #process: ChildProcess;
   readonly #lines: AsyncIterator<string>;
@@ -33,9 +33,9 @@ export class BenchChild {
     return this.#answer();
   }
 
-  async run(steps: number): Promise<BlockResult> {
+  async run(steps: number): Promise<Result> {
     this.#process.stdin!.write(`run ${steps}\n`);
-    return (await this.#answer()) as unknown as BlockResult;
+    return (await this.#answer()) as unknown as Result;
   }
 
   close(): void {
