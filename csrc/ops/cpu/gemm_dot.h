@@ -20,6 +20,10 @@ struct DotArgs {
   bool accumulate;
 };
 
+template <DType kType>
+constexpr size_t kUnitBytes =
+    kUnit * dtype_info(kType).block_bytes / dtype_info(kType).block_elements;
+
 // R rows of w against M rows of a. Each sum is one chain along k, so neither R nor M is part of the
 // result.
 template <DType kType, size_t R, size_t M>
@@ -60,6 +64,8 @@ LR_INLINE void dot_tile(const DotArgs& args) {
 #pragma GCC unroll 4
       for (size_t r = 0; r < R; ++r) {
         const Unit w = unit_at<kType>(rows[r], unit);
+        // The rows after these: streams this short do not start the processor's own prefetching.
+        __builtin_prefetch(rows[r] + R * args.stride + unit * kUnitBytes<kType>, 0, 2);
 #pragma GCC unroll 8
         for (size_t i = 0; i < kUnitVectors; ++i) {
 #pragma GCC unroll 4
