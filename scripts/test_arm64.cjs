@@ -39,7 +39,9 @@ function buildPrograms() {
 /** Runs one program; true where it ended with 0 and said ok. */
 function passes(program) {
   const started = Date.now();
-  const result = spawnSync(emulator, ['-L', libraries, path.join(build, program)], { encoding: 'utf8', maxBuffer: 1 << 28 });
+  // In the root, where the programs look for their fixtures.
+  const options = { cwd: root, encoding: 'utf8', maxBuffer: 1 << 28 };
+  const result = spawnSync(emulator, ['-L', libraries, path.join(build, program)], options);
   const passed = result.status === 0 && /^ok$/m.test(result.stdout);
   console.log(`${program}: ${passed ? 'passed' : 'FAILED'} (${((Date.now() - started) / 1000).toFixed(1)} s)`);
   if (!passed) {
