@@ -19,6 +19,8 @@ export interface Machine {
   isa: string;
   /** Whether the level computes in bf16. */
   bf16: boolean;
+  /** The type that training computes in where it is not told. */
+  compute: 'f32' | 'bf16';
   /** Bytes: of a core's level 2, of the shared level 3; 0 where unknown. */
   caches: { level2: number; level3: number };
   node: string;
@@ -63,7 +65,7 @@ function nameOf(cpu: string, threads: number, isa: string, levels: string[]): st
 
 /** Measures the peaks too: they belong to this run. */
 export async function thisMachine(): Promise<Machine> {
-  const { threads, isa, isaLevels, bf16 } = native().systemInfo();
+  const { threads, isa, isaLevels, bf16, bf16IsFast } = native().systemInfo();
   const caches = cacheSizes();
   const readSpeed = async (bytes: number) => bytes / (await native().timeTraffic(Math.round(bytes), 0, 0));
   const speeds: Peaks['bytesPerSecond'] = { memory: await readSpeed(Math.max(kMemoryBytes, 8 * caches.level3)) };
@@ -71,7 +73,9 @@ export async function thisMachine(): Promise<Machine> {
   if (caches.level3) speeds.level3 = await readSpeed(Math.max((caches.level3 + threads * caches.level2) / 3, 2 * threads * caches.level2));
   const cpu = cpus()[0]?.model.trim() ?? 'unknown CPU';
   const peaks = { ...(await native().measurePeaks()), bytesPerSecond: speeds };
-  return { name: nameOf(cpu, threads, isa, isaLevels), cpu, threads, isa, bf16, caches, node: process.versions.node, peaks };
+  const name = nameOf(cpu, threads, isa, isaLevels);
+  const compute = bf16IsFast ? 'bf16' : 'f32';
+  return { name, cpu, threads, isa, bf16, compute, caches, node: process.versions.node, peaks };
 }
 
 /** The nearest level that holds a working set of all threads. */

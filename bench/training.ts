@@ -87,14 +87,13 @@ export async function timeTraining({ machine, weights, peers, blocks: count, ste
     threads: count,
     start: () => startOurs(name, model, count, [...flagsOf(compute), ...flags]),
   });
-  const best = computeTypes(machine).at(-1)!;
   const entries: Entry[] = [
     ...computeTypes(machine).flatMap((compute) => [
       ours('lowrank, bf16 weights', compute, weights.folder, threads),
       ours('lowrank, GGUF Q4_1 weights', compute, weights.gguf, threads),
       ...(threads > 1 ? [ours('lowrank, bf16 weights', compute, weights.folder, 1)] : []),
     ]),
-    ours('lowrank, GGUF Q4_1 weights, checkpointing', best, weights.gguf, threads, '--checkpointing'),
+    ours('lowrank, GGUF Q4_1 weights, checkpointing', machine.compute, weights.gguf, threads, '--checkpointing'),
   ];
   if (peers) {
     // Without instructions for it bf16 is emulated.
@@ -123,12 +122,13 @@ export async function timeTraining({ machine, weights, peers, blocks: count, ste
   return children.map(({ entry, blocks, versions }) => summary(entry, blocks, versions));
 }
 
-/** One sequence of each length a step, in the best compute type that the machine has. */
+/** One sequence of each length a step, in the compute type that training takes by itself. */
 export async function timeLengths(machine: Machine, weights: Weights): Promise<LengthResult[]> {
-  const compute = computeTypes(machine).at(-1)!;
+  const { compute } = machine;
   const results: LengthResult[] = [];
   for (const length of kLengths) {
     const flags = ['--batch', '1', '--length', String(length), '--warmup-length', '256', ...(compute === 'bf16' ? ['--bf16'] : [])];
+    process.stderr.write(`1×${length} ${compute}\n`);
     const child = startOurs(`lowrank, 1×${length}`, weights.folder, machine.threads, flags);
     await child.ready();
     // As many steps as take some seconds; a step of the longest takes a minute by itself.
