@@ -148,8 +148,7 @@ Status sampling_candidates(const ElementwiseKernels& kernels, const float* logit
   const float threshold = top_k_threshold(scores, config.top_k, &scratch->ranked);
   for (size_t id = 0; id < vocab; ++id) {
     if (scores[id] < threshold || std::isinf(scores[id])) continue;
-    const double below_largest =
-        static_cast<double>(scores[id]) - static_cast<double>(summary.largest);
+    const double below_largest = static_cast<double>(scores[id]) - static_cast<double>(summary.largest);
     candidates.push_back(
         {static_cast<int32_t>(id), scores[id], std::exp(below_largest / config.temperature)});
   }

@@ -192,9 +192,9 @@ void fill_reference(Part& part, size_t m, bool rounded) {
 
 void check_parts(Context& context, const char* level, DType type, size_t m,
                  std::vector<Part>& parts) {
-  const std::string what = std::string("gemm ") + level +
-                           (context.compute == ComputeType::kBf16 ? " bf16 " : " ") +
-                           dtype_info(type).name + " m=" + std::to_string(m);
+  const std::string what =
+      std::string("gemm ") + level + (context.compute == ComputeType::kBf16 ? " bf16 " : " ") +
+      dtype_info(type).name + " m=" + std::to_string(m);
   std::vector<std::vector<float>> outputs;  // of each thread count
   for (size_t threads : {1, 2, 3, 7}) {
     ThreadPool pool(threads);
@@ -262,8 +262,8 @@ void test_random_shapes(Context& context, const char* level) {
   }
 }
 
-// Rows of A may be cut anywhere: the first rows of a product are the product of the first rows,
-// among packed products and among row-wise dot products.
+// Rows of A may be cut anywhere: the first rows of a product are the product of the first rows, among packed
+// products and among row-wise dot products.
 void test_rows_are_independent(Context& context, const char* level) {
   Random random(test_seed() + 1);
   const size_t m = 40, k = 928, n = 70;

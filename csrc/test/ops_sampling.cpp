@@ -64,9 +64,8 @@ void test_transformers(const ElementwiseKernels& kernels, const char* path) {
         return;
       const SamplingConfig config{values[0], static_cast<size_t>(values[1]), values[2], values[3],
                                   values[4]};
-      if (!expect_ok(
-              sampling_candidates(kernels, logits.data(), logits.size(), config, ids, &scratch),
-              "candidates"))
+      if (!expect_ok(sampling_candidates(kernels, logits.data(), logits.size(), config, ids, &scratch),
+                     "candidates"))
         continue;
       compare(logits, scratch.candidates, want, test_case);
     }
@@ -83,8 +82,7 @@ void test_draws(const ElementwiseKernels& kernels) {
   const SamplingConfig config{
       .temperature = 0.9, .top_k = 20, .top_p = 0.95, .min_p = 0, .repetition_penalty = 1};
   SamplingScratch scratch;
-  expect_ok(sampling_candidates(kernels, logits.data(), logits.size(), config, {}, &scratch),
-            "candidates");
+  expect_ok(sampling_candidates(kernels, logits.data(), logits.size(), config, {}, &scratch), "candidates");
   const std::vector<Candidate> candidates = scratch.candidates;
   constexpr size_t kDraws = 200000;
   const uint64_t seed = random.next();
@@ -95,15 +93,15 @@ void test_draws(const ElementwiseKernels& kernels) {
   for (size_t draw = 0; draw < kDraws; ++draw) {
     int32_t id = -1, again = -1;
     float logprob = 0;
-    expect_ok(sample_row(kernels, logits.data(), logits.size(), config, {}, seed, draw % 5,
-                         draw / 5, &scratch, &id, &logprob),
+    expect_ok(sample_row(kernels, logits.data(), logits.size(), config, {}, seed, draw % 5, draw / 5,
+                         &scratch, &id, &logprob),
               "draw");
     ++counts[static_cast<size_t>(id)];
     if (draw % 1000 != 0) continue;
     expect_near(logprob, static_cast<double>(logits[static_cast<size_t>(id)]) - log_sum, 1e-6,
                 "log-probability", draw);
-    expect_ok(sample_row(kernels, logits.data(), logits.size(), config, {}, seed, draw % 5,
-                         draw / 5, &scratch, &again, &logprob),
+    expect_ok(sample_row(kernels, logits.data(), logits.size(), config, {}, seed, draw % 5, draw / 5,
+                         &scratch, &again, &logprob),
               "draw");
     expect(id == again, "draw %zu gives %d, then %d", draw, id, again);
   }
@@ -131,8 +129,7 @@ void test_greedy(const ElementwiseKernels& kernels) {
   const std::vector<float> logits{1, 3, -2, 3, 0.5f};
   int32_t id = -1;
   float logprob = 1;
-  expect_ok(sample_row(kernels, logits.data(), logits.size(), greedy, {}, 1, 2, 3, &scratch, &id,
-                       &logprob),
+  expect_ok(sample_row(kernels, logits.data(), logits.size(), greedy, {}, 1, 2, 3, &scratch, &id, &logprob),
             "greedy");
   expect(id == 1, "greedy takes %d instead of the first of the largest", id);
   expect_near(logprob, 3 - std::log(std::exp(1) + 2 * std::exp(3) + std::exp(-2) + std::exp(0.5)),
@@ -140,17 +137,17 @@ void test_greedy(const ElementwiseKernels& kernels) {
   SamplingConfig penalised = greedy;
   penalised.repetition_penalty = 4;
   const int32_t context[] = {1, 3, 3, -7, 1000};  // ids outside the vocabulary are passed over
-  expect_ok(sample_row(kernels, logits.data(), logits.size(), penalised, context, 1, 2, 3, &scratch,
-                       &id, &logprob),
+  expect_ok(sample_row(kernels, logits.data(), logits.size(), penalised, context, 1, 2, 3, &scratch, &id,
+                       &logprob),
             "greedy with penalty");
   expect(id == 0, "greedy with penalty takes %d instead of 0", id);
   const float minus = -static_cast<float>(kInfinity);
   const std::vector<float> one_left{minus, minus, -5, minus};
   const SamplingConfig sampled{
       .temperature = 1e-300, .top_k = 2, .top_p = 0.5, .min_p = 0.1, .repetition_penalty = 1};
-  expect_ok(sample_row(kernels, one_left.data(), one_left.size(), sampled, {}, 1, 2, 3, &scratch,
-                       &id, &logprob),
-            "one token left");
+  expect_ok(
+      sample_row(kernels, one_left.data(), one_left.size(), sampled, {}, 1, 2, 3, &scratch, &id, &logprob),
+      "one token left");
   expect(id == 2 && logprob == 0, "of one token left: %d with %g", id,
          static_cast<double>(logprob));
 }
@@ -160,8 +157,7 @@ void test_errors(const ElementwiseKernels& kernels) {
   int32_t id;
   float logprob;
   const auto run = [&](const std::vector<float>& logits, const SamplingConfig& config) {
-    return sample_row(kernels, logits.data(), logits.size(), config, {}, 0, 0, 0, &scratch, &id,
-                      &logprob);
+    return sample_row(kernels, logits.data(), logits.size(), config, {}, 0, 0, 0, &scratch, &id, &logprob);
   };
   const float infinity = static_cast<float>(kInfinity),
               nan = std::numeric_limits<float>::quiet_NaN();

@@ -95,8 +95,8 @@ LR_INLINE void store_sums(const DotArgs& args, const V::T* acc) {
 }
 
 // ── a weight for few rows of A, unpacked in registers ──
-// Each lane of a sum is one chain along k, so neither R nor M is part of the result, nor whether or
-// in which blocks the weight was unpacked to memory.
+// Each lane of a sum is one chain along k, so neither R nor M is part of the result, nor whether or in
+// which blocks the weight was unpacked to memory.
 template <DType kType, size_t R, size_t M>
 LR_INLINE void direct_tile(const DotArgs& args) {
   V::T acc[R * M];
@@ -177,83 +177,93 @@ void direct_dots(const DotArgs& args, size_t rows, size_t m) {
 // ── a weight for more rows of A, a few rows of it unpacked to L1 ──
 using UnpackRow = void (*)(const uint8_t* row, size_t c, size_t n, float* out);
 
-// A block of k of R rows of a weight, unpacked.
-struct DotBlock {
-  const float* w;  // row r at r * kDotBlock, zero-padded to whole vectors
-  size_t k, n;     // its begin and length
-  V::T* sums;      // of all rows of A, from one block to the next
-};
-
-// A block by rows [row, row + M) of A. The first begins their sums, the last stores them in C.
+// acc[r][m] += w[r] · a[m] over n of k; rows of w lie kDotBlock apart, zero-padded to whole vectors.
 template <size_t R, size_t M>
-LR_INLINE void block_tile(DotArgs args, const DotBlock& block, size_t row) {
-  const float* a = args.a + row * args.lda + block.k;
-  V::T* const sums = block.sums + row * R;
-  V::T acc[R * M];
+LR_INLINE void block_tile(const float* w, const float* a, size_t lda, size_t n, V::T* acc) {
+  V::T sum[R * M];
 #pragma GCC unroll 16
-  for (size_t i = 0; i < R * M; ++i) acc[i] = block.k == 0 ? V::zero() : sums[i];
+  for (size_t i = 0; i < R * M; ++i) sum[i] = acc[i];
   size_t k = 0;
-  for (; k + V::kWidth <= block.n; k += V::kWidth) {
-    V::T w[R];
+  for (; k + V::kWidth <= n; k += V::kWidth) {
+    V::T weights[R];
 #pragma GCC unroll 4
-    for (size_t r = 0; r < R; ++r) w[r] = V::load(block.w + r * kDotBlock + k);
+    for (size_t r = 0; r < R; ++r) weights[r] = V::load(w + r * kDotBlock + k);
 #pragma GCC unroll 4
     for (size_t m = 0; m < M; ++m) {
-      const V::T x = V::load(a + m * args.lda + k);
+      const V::T x = V::load(a + m * lda + k);
 #pragma GCC unroll 4
-      for (size_t r = 0; r < R; ++r) acc[r * M + m] = V::fma(x, w[r], acc[r * M + m]);
+      for (size_t r = 0; r < R; ++r) sum[r * M + m] = V::fma(x, weights[r], sum[r * M + m]);
     }
   }
-  if (k < block.n) {
+  if (k < n) {
 #pragma GCC unroll 4
     for (size_t m = 0; m < M; ++m) {
-      const V::T x = V::load_n(a + m * args.lda + k, block.n - k);
+      const V::T x = V::load_n(a + m * lda + k, n - k);
 #pragma GCC unroll 4
       for (size_t r = 0; r < R; ++r) {
-        acc[r * M + m] = V::fma(x, V::load(block.w + r * kDotBlock + k), acc[r * M + m]);
+        sum[r * M + m] = V::fma(x, V::load(w + r * kDotBlock + k), sum[r * M + m]);
       }
     }
   }
-  if (block.k + block.n < args.k) {
 #pragma GCC unroll 16
-    for (size_t i = 0; i < R * M; ++i) sums[i] = acc[i];
-    return;
-  }
-  args.c += row * args.ldc;
-  store_sums<R, M>(args, acc);
+  for (size_t i = 0; i < R * M; ++i) acc[i] = sum[i];
 }
 
-template <size_t R>
-LR_INLINE void block_tiles(const DotArgs& args, const DotBlock& block, size_t m) {
-  size_t row = 0;
-  for (; row + 4 <= m; row += 4) block_tile<R, 4>(args, block, row);
-  switch (m - row) {
+// f.run<M>(i) for tiles of M rows from row i on, M at most kDirectDots.
+template <class F>
+LR_INLINE void for_tiles(size_t m, const F& f) {
+  size_t i = 0;
+  for (; i + kDirectDots <= m; i += kDirectDots) f.template run<kDirectDots>(i);
+  switch (m - i) {
     case 1:
-      return block_tile<R, 1>(args, block, row);
+      return f.template run<1>(i);
     case 2:
-      return block_tile<R, 2>(args, block, row);
+      return f.template run<2>(i);
     case 3:
-      return block_tile<R, 3>(args, block, row);
+      return f.template run<3>(i);
     default:
       return;
   }
 }
 
 template <size_t R>
+struct MultiplyTiles {
+  const float *w, *a;
+  size_t lda, n;
+  V::T* acc;  // of tile i at acc + i * R
+  template <size_t M>
+  void run(size_t i) const {
+    block_tile<R, M>(w, a + i * lda, lda, n, acc + i * R);
+  }
+};
+
+template <size_t R>
+struct StoreTiles {
+  const DotArgs& args;
+  const V::T* acc;
+  template <size_t M>
+  void run(size_t i) const {
+    DotArgs tile = args;
+    tile.c += i * args.ldc;
+    store_sums<R, M>(tile, acc + i * R);
+  }
+};
+
+template <size_t R>
 LR_INLINE void unpacked_tile(UnpackRow unpack, const DotArgs& args, size_t m) {
   alignas(64) float w[R * kDotBlock];
-  V::T sums[R * kGemmMaxDotRows];
-  size_t k = 0;
-  do {
+  V::T acc[kGemmMaxDotRows * R];
+  for (size_t i = 0; i < m * R; ++i) acc[i] = V::zero();
+  for (size_t k = 0; k < args.k; k += kDotBlock) {
     const size_t n = smaller(kDotBlock, args.k - k);
     for (size_t r = 0; r < R; ++r) {
       float* row = w + r * kDotBlock;
       unpack(args.rows + r * args.stride, k, n, row);
       for (size_t i = n; i % V::kWidth != 0; ++i) row[i] = 0;
     }
-    block_tiles<R>(args, {w, k, n, sums}, m);
-    k += n;
-  } while (k < args.k);
+    for_tiles(m, MultiplyTiles<R>{w, args.a + k, args.lda, n, acc});
+  }
+  for_tiles(m, StoreTiles<R>{args, acc});
 }
 
 // For m from kDirectDots + 1 to kGemmMaxDotRows.

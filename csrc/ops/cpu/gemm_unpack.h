@@ -264,7 +264,8 @@ template <>
 struct Source<DType::kQ4_0> {  // d f16, nibbles[16]
   LR_INLINE Unit unit(const uint8_t* b, size_t) {
 #if defined(__AVX512F__)
-    return looked_up(b + 2, V::mul(half_in_lanes(b), V::sub(nibble_values(), V::set(8.0f))));
+    return looked_up(
+        b + 2, V::mul(half_in_lanes(b), V::sub(nibble_values(), V::set(8.0f))));
 #else
     return scaled_nibbles<CentredCode>(load_bytes(b + 2), half_at(b));
 #endif
@@ -275,8 +276,8 @@ template <>
 struct Source<DType::kQ4_1> {  // d f16, m f16, nibbles[16]
   LR_INLINE Unit unit(const uint8_t* b, size_t) {
 #if defined(__AVX512F__)
-    return looked_up(b + 4,
-                     V::add(V::mul(half_in_lanes(b), nibble_values()), half_in_lanes(b + 2)));
+    return looked_up(
+        b + 4, V::add(V::mul(half_in_lanes(b), nibble_values()), half_in_lanes(b + 2)));
 #else
     const Halves scale = halves_at(b);
     return affine_nibbles(load_bytes(b + 4), scale.first, scale.second);
@@ -475,11 +476,8 @@ void unpack_range(const uint8_t* row, size_t c, size_t n, float* out) {
     for (; i + V::kWidth <= n; i += V::kWidth) V::store(out + i, Source<kType>::vector(row, c + i));
     if (i < n) V::store_n(out + i, Source<kType>::vector_n(row, c + i, n - i), n - i);
   } else {
-    size_t i = 0;
-    if (c % kUnit == 0) {
-      for (; i + kUnit <= n; i += kUnit) store_unit(out + i, unit_at<kType>(row, (c + i) / kUnit));
-    }
     float partial[kUnit];
+    size_t i = 0;
     while (i < n) {
       const size_t skip = (c + i) % kUnit, left = n - i;
       const Unit u = unit_at<kType>(row, (c + i) / kUnit);
