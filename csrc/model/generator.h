@@ -27,8 +27,6 @@ class Generator {
   Generator(Context& context, std::shared_ptr<Model> model, size_t rows, size_t capacity)
       : model_(std::move(model)), context_{context.pool, context.kernels, model_->compute()}, decoder_(context_, model_->config()), cache_(model_->config(), rows, capacity), history_(rows) {}
 
-  Status draw(std::span<const size_t> rows, const SamplingConfig&, uint64_t seed, uint64_t step, DrawnTokens*);
-
   std::shared_ptr<Model> model_;
   Context context_;
   Decoder decoder_;
@@ -36,7 +34,7 @@ class Generator {
   Workspace workspace_;
   ModelPlan plan_;
   Buffer logits_;
-  std::vector<SamplingScratch> sampling_scratch_;  // of each worker
+  SamplingScratch sampling_scratch_;
   std::vector<std::vector<int32_t>> history_;  // each row's tokens so far, for the repetition penalty
 };
 

@@ -19,7 +19,7 @@ namespace lowrank {
 
 // Products B[k, n] = b[n][k] of at most this many rows are row-wise dot products, in fp32 whatever the
 // context's compute type.
-constexpr size_t kGemmDotRows = 16;
+constexpr size_t kGemmDotRows = 8;
 
 struct GemmTerm {
   const float* a;           // A[m,k] at a[m * a_row + k * a_col]
