@@ -247,8 +247,8 @@ interface NativeSystemInfo {
   isaLevels: string[];
   /** Whether setCompute('bf16') can be had. */
   bf16: boolean;
-  /** Whether its products outrun fp32's here. */
-  bf16IsFast: boolean;
+  /** The faster of the types that can be had here. */
+  computeType: NativeComputeType;
   threads: number;
   /** Peak resident bytes of this process so far. */
   peakMemory: number;

@@ -1,5 +1,12 @@
 import { readFileSync } from 'node:fs';
-import { call, native } from './native.ts';
+import { call, type NativeComputeType, native } from './native.ts';
+
+/** What a compute type is called where users see it. */
+export type ComputeTypeName = 'float32' | 'bfloat16';
+
+export function computeTypeName(type: NativeComputeType): ComputeTypeName {
+  return type === 'bf16' ? 'bfloat16' : 'float32';
+}
 
 export interface SystemInfo {
   /** Instruction-set level that the kernels run at. */
@@ -9,7 +16,7 @@ export interface SystemInfo {
   /** Whether the level in use computes in bfloat16 where it is asked to (`args.bf16: true`). */
   bf16: boolean;
   /** What training computes in where it is not told (`args.bf16: 'auto'`): bfloat16 where its products outrun fp32's. */
-  computeType: 'float32' | 'bfloat16';
+  computeType: ComputeTypeName;
   threads: number;
   /** The CUDA device; null: the CPU computes. */
   cuda: null;
@@ -20,9 +27,9 @@ export interface SystemInfo {
 
 /** What this package runs on. Throws NATIVE_NOT_FOUND. */
 export function systemInfo(): SystemInfo {
-  const { isa, isaLevels, bf16, bf16IsFast, threads, peakMemory, compiler } = call(() => native().systemInfo());
+  const { isa, isaLevels, bf16, computeType, threads, peakMemory, compiler } = call(() => native().systemInfo());
   const versions = { lowrank: packageVersion(), node: process.versions.node, napi: process.versions.napi ?? '', compiler };
-  return { isa, isaLevels, bf16, computeType: bf16IsFast ? 'bfloat16' : 'float32', threads, cuda: null, peakMemory, versions };
+  return { isa, isaLevels, bf16, computeType: computeTypeName(computeType), threads, cuda: null, peakMemory, versions };
 }
 
 /** This package's version. */

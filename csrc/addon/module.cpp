@@ -52,7 +52,7 @@ Napi::Value system_info(const Napi::CallbackInfo& info) {
   for (CpuLevel level : available_levels()) levels.Set(levels.Length(), level_name(level));
   result.Set("isaLevels", levels);
   result.Set("bf16", addon_context().kernels.gemm.bf16 != nullptr);
-  result.Set("bf16IsFast", bf16_is_fast(addon_context().kernels.level));
+  result.Set("computeType", bf16_is_fast(addon_context().kernels.level) ? "bf16" : "f32");
   result.Set("threads", static_cast<double>(addon_context().pool.threads()));
   result.Set("peakMemory", static_cast<double>(peak_memory()));
   result.Set("compiler", __VERSION__);

@@ -12,6 +12,7 @@ import {
   type NativeTrainBatch,
   native,
 } from '../native.ts';
+import { computeTypeName } from '../system.ts';
 import { type FingerprintPart, hashJson, PROBE } from './fingerprint.ts';
 import type { Trainable } from './trainable.ts';
 
@@ -125,7 +126,7 @@ export class NativeTrainable implements Trainable {
   }
 
   machine(): FingerprintPart {
-    return { isa: native().systemInfo().isa, computeType: this.#computeType === 'bf16' ? 'bfloat16' : 'float32' };
+    return { isa: native().systemInfo().isa, computeType: computeTypeName(this.#computeType) };
   }
 
   dispose(): void {

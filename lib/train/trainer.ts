@@ -176,18 +176,20 @@ export class LoraTrainer {
     if (!held) throw new LowrankError('INVALID_OPTION', 'evalDataset: found nothing, expected data to evaluate on');
     // No batch is larger than training's largest, so that evaluating never takes more memory.
     const batches = held.batches(this.#options.args.perDeviceEvalBatchSize, maxTokens);
+    const computeType = this.#computeType();
     const evaluate = (batch: NativeTrainBatch) =>
       peft.core.run((model) => {
-        model.setCompute(this.#computeType());
+        model.setCompute(computeType);
         return model.evaluate(batch);
       });
     return await evaluateBatches(batches, evaluate, isStopped);
   }
 
   #computeType(): NativeComputeType {
-    const { bf16, bf16IsFast } = native().systemInfo();
+    const { bf16, computeType } = native().systemInfo();
     const wanted = this.#options.args.bf16;
-    return (wanted === 'auto' ? bf16IsFast : wanted && bf16) ? 'bf16' : 'f32';
+    if (wanted === 'auto') return computeType;
+    return wanted && bf16 ? 'bf16' : 'f32';
   }
 
   #announce({ peft, train }: Prepared): void {
