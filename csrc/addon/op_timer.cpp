@@ -54,10 +54,9 @@ Napi::Value time_op(const Napi::CallbackInfo& info) {
   OpCase op_case;
   bool bf16 = false;
   if (!get_case(info, &op_case) || !get_bool(info[1], "bf16", &bf16)) return info.Env().Undefined();
-  auto seconds = std::make_shared<double>(0);
-  return run_async(
-      info.Env(), [=] { return time_case(op_case, bf16 ? ComputeType::kBf16 : ComputeType::kF32, seconds.get()); },
-      [seconds](Napi::Env env) -> Napi::Value { return Napi::Number::New(env, *seconds); }, Napi::Object::New(info.Env()));
+  return promise_seconds(info.Env(), [=](double* seconds) {
+    return time_case(op_case, bf16 ? ComputeType::kBf16 : ComputeType::kF32, seconds);
+  });
 }
 
 }  // namespace

@@ -1,14 +1,12 @@
 #include "addon/openblas.h"
 
-#include <algorithm>
-#include <chrono>
-
 #if !defined(_WIN32)
 #include <dlfcn.h>
 #endif
 
 #include "addon/bridge.h"
 #include "addon/module.h"
+#include "addon/timing.h"
 #include "core/buffer.h"
 
 namespace lowrank::addon {
@@ -16,7 +14,6 @@ namespace {
 
 // cblas.h: CblasRowMajor, CblasNoTrans, CblasTrans.
 constexpr int kRowMajor = 101, kNoTranspose = 111, kTranspose = 112;
-constexpr int kRepeats = 7;
 
 struct Openblas {
   void (*sgemm)(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float* a, int lda, const float* b, int ldb,
@@ -48,12 +45,9 @@ Status time_gemm(const Openblas& blas, int m, int n, int k, double* best) {
   LR_RETURN_IF_ERROR(w.allocate(columns * depth * sizeof(float), "operands of the comparison"));
   LR_RETURN_IF_ERROR(y.allocate(rows * columns * sizeof(float), "operands of the comparison"));
   if (blas.set_threads != nullptr) blas.set_threads(static_cast<int>(addon_context().pool.threads()));
-  *best = 1e30;
-  for (int i = 0; i < kRepeats; ++i) {
-    const auto start = std::chrono::steady_clock::now();
+  *best = best_seconds([&] {
     blas.sgemm(kRowMajor, kNoTranspose, kTranspose, m, n, k, 1.0f, x.as<float>(), k, w.as<float>(), k, 0.0f, y.as<float>(), n);
-    *best = std::min(*best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  }
+  });
   return {};
 }
 

@@ -99,10 +99,7 @@ Napi::Value time_traffic(const Napi::CallbackInfo& info) {
   if (!get_size(info[0], "read", &read) || !get_size(info[1], "written", &written) || !get_size(info[2], "updated", &updated)) {
     return info.Env().Undefined();
   }
-  auto seconds = std::make_shared<double>(0);
-  return run_async(
-      info.Env(), [=] { return measure_traffic(read, written, updated, seconds.get()); },
-      [seconds](Napi::Env env) -> Napi::Value { return Napi::Number::New(env, *seconds); }, Napi::Object::New(info.Env()));
+  return promise_seconds(info.Env(), [=](double* seconds) { return measure_traffic(read, written, updated, seconds); });
 }
 
 }  // namespace

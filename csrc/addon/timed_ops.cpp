@@ -1,9 +1,9 @@
 #include "addon/timed_ops.h"
 
 #include <cmath>
-#include <cstring>
 #include <memory>
 
+#include "core/half.h"
 #include "ops/adamw.h"
 #include "ops/attention.h"
 #include "ops/dropout.h"
@@ -23,12 +23,14 @@ void* Operands::bytes(size_t n) {
   return buffers_.back().as<void>();
 }
 
+float Operands::next() {
+  state_ = state_ * 1664525u + 1013904223u;
+  return static_cast<float>(state_) / 2147483648.0f - 1.0f;
+}
+
 float* Operands::random(size_t n) {
   float* values = zeros(n);
-  for (size_t i = 0; values != nullptr && i < n; ++i) {
-    state_ = state_ * 1664525u + 1013904223u;
-    values[i] = static_cast<float>(state_) / 2147483648.0f - 1.0f;
-  }
+  for (size_t i = 0; values != nullptr && i < n; ++i) values[i] = next();
   return values;
 }
 
@@ -37,13 +39,7 @@ void* Operands::weight(DType type, size_t rows, size_t cols) {
   void* data = bytes(rows * row_bytes(type, cols));
   if (type != DType::kBF16 || data == nullptr) return data;
   auto* values = static_cast<uint16_t*>(data);
-  for (size_t i = 0; i < rows * cols; ++i) {
-    state_ = state_ * 1664525u + 1013904223u;
-    const float value = static_cast<float>(state_) / 2147483648.0f - 1.0f;
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    values[i] = static_cast<uint16_t>(bits >> 16);
-  }
+  for (size_t i = 0; i < rows * cols; ++i) values[i] = f32_to_bf16(next());
   return data;
 }
 

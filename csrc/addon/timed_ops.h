@@ -31,6 +31,7 @@ class Operands {
 
  private:
   void* bytes(size_t n);
+  float next();  // in [-1, 1)
 
   std::vector<Buffer> buffers_;
   Status status_;

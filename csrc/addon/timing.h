@@ -3,6 +3,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <memory>
+
+#include "addon/bridge.h"
 
 namespace lowrank::addon {
 
@@ -24,6 +27,15 @@ double best_seconds(const F& run, int repeats = 7, double budget = 0.05) {
     spent += seconds;
   }
   return best;
+}
+
+// A promise of the seconds that `measure(&seconds)` finds, on another thread.
+template <class F>
+Napi::Promise promise_seconds(Napi::Env env, const F& measure) {
+  auto seconds = std::make_shared<double>(0);
+  return run_async(
+      env, [=] { return measure(seconds.get()); },
+      [seconds](Napi::Env result_env) -> Napi::Value { return Napi::Number::New(result_env, *seconds); }, Napi::Object::New(env));
 }
 
 }  // namespace lowrank::addon

@@ -8,19 +8,27 @@ namespace {
 // More chains than latency (4 to 5 cycles) times pipes (2), few enough for 16 registers.
 constexpr size_t kChains = 12;
 
-double multiply_add(size_t iterations) {
+// sum = step(sum) on every chain; `flop` of a step in one lane. Returns the flop done.
+template <class Step>
+LR_INLINE double run_chains(size_t iterations, double flop, const Step& step) {
   V::T sums[kChains];
   for (size_t j = 0; j < kChains; ++j) sums[j] = V::set(static_cast<float>(j));
-  V::T x = V::set(0.5f), y = V::set(0.25f);
   for (size_t i = 0; i < iterations; ++i) {
 #pragma GCC unroll 12
-    for (size_t j = 0; j < kChains; ++j) sums[j] = V::fma(sums[j], x, y);
+    for (size_t j = 0; j < kChains; ++j) sums[j] = step(sums[j]);
   }
   V::T total = V::zero();
   for (size_t j = 0; j < kChains; ++j) total = V::add(total, sums[j]);
   volatile float sink = V::sum(total);
   (void)sink;
-  return 2.0 * static_cast<double>(iterations) * kChains * V::kWidth;
+  return flop * static_cast<double>(iterations) * kChains * V::kWidth;
+}
+
+double multiply_add(size_t iterations) {
+  const V::T x = V::set(0.5f), y = V::set(0.25f);
+  return run_chains(iterations, 2, [&](V::T sum) __attribute__((always_inline)) {
+    return V::fma(sum, x, y);
+  });
 }
 
 #if defined(__AMX_BF16__)
@@ -56,18 +64,10 @@ double multiply_add_bf16(size_t iterations) {
 }
 #elif defined(__AVX512BF16__)
 double multiply_add_bf16(size_t iterations) {
-  V::T sums[kChains];
-  for (size_t j = 0; j < kChains; ++j) sums[j] = V::set(static_cast<float>(j));
   const __m512bh x = (__m512bh)_mm512_set1_epi16(0x3f00), y = (__m512bh)_mm512_set1_epi16(0x3e80);
-  for (size_t i = 0; i < iterations; ++i) {
-#pragma GCC unroll 12
-    for (size_t j = 0; j < kChains; ++j) sums[j] = _mm512_dpbf16_ps(sums[j], x, y);
-  }
-  V::T total = V::zero();
-  for (size_t j = 0; j < kChains; ++j) total = V::add(total, sums[j]);
-  volatile float sink = V::sum(total);
-  (void)sink;
-  return 4.0 * static_cast<double>(iterations) * kChains * V::kWidth;
+  return run_chains(iterations, 4, [&](V::T sum) __attribute__((always_inline)) {
+    return _mm512_dpbf16_ps(sum, x, y);
+  });
 }
 #else
 constexpr double (*multiply_add_bf16)(size_t) = nullptr;
