@@ -1,7 +1,6 @@
 // Builders of safetensors and GGUF files, valid or not, for the tests of the native readers.
 
 import assert from 'node:assert/strict';
-
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
