@@ -1,5 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { createInterface, type Interface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
 
 /** What one block of timed steps gives, ours or a peer's. */
 export interface BlockResult {
@@ -42,4 +43,10 @@ export class BenchChild<Result = BlockResult> {
     this.#process.stdin!.end();
     this.#interface.close();
   }
+}
+
+/** One of our scripts here, on the compiled package, with so many threads. */
+export function startOurs<Result = BlockResult>(name: string, script: string, threads: number, args: string[]): BenchChild<Result> {
+  const [compiled, path] = ['../dist/index.js', `./${script}`].map((file) => fileURLToPath(new URL(file, import.meta.url)));
+  return new BenchChild(name, process.execPath, [path!, compiled!, ...args], { ...process.env, LOWRANK_THREADS: String(threads) });
 }

@@ -1,16 +1,12 @@
 // Generation from one GGUF, ours and llama.cpp's, each in a process of its own. They take turns, block by block, and never run at once.
-import { fileURLToPath } from 'node:url';
-import { BenchChild } from './child.ts';
+import { startOurs } from './child.ts';
 import { startLlama } from './llama.ts';
+import { computeTypes, type Machine } from './machine.ts';
 
 export interface GenerationOptions {
+  machine: Machine;
   /** SmolLM2-135M, Q4_1. */
   gguf: string;
-  threads: number;
-  /** The level that we run at. */
-  isa: string;
-  /** Whether this level computes in bf16, which long prompts gain by. */
-  bf16: boolean;
   /** With llama.cpp. */
   peers: boolean;
   /** Turns of each. */
@@ -40,15 +36,6 @@ interface Block {
 const kBlocks = 3;
 const kRoundsOfBlock = 2;
 
-function startOurs(gguf: string, threads: number, compute: 'f32' | 'bf16'): BenchChild<Block> {
-  const compiled = fileURLToPath(new URL('../dist/index.js', import.meta.url));
-  const script = fileURLToPath(new URL('./generate_ours.mjs', import.meta.url));
-  return new BenchChild(`lowrank ${compute}`, process.execPath, [script, compiled, gguf, compute], {
-    ...process.env,
-    LOWRANK_THREADS: String(threads),
-  });
-}
-
 function summary(name: string, blocks: Block[], versions?: Record<string, string>): GenerationResult {
   const best = (of: (block: Block) => number) => Math.max(...blocks.map(of));
   return {
@@ -62,9 +49,11 @@ function summary(name: string, blocks: Block[], versions?: Record<string, string
 }
 
 /** Prompts, decoding and batched decoding: ours by compute type and, where `peers`, llama.cpp's. */
-export async function generation({ gguf, threads, isa, bf16, peers, blocks = kBlocks }: GenerationOptions): Promise<GenerationResult[]> {
-  const children = [startOurs(gguf, threads, 'f32')];
-  if (bf16) children.push(startOurs(gguf, threads, 'bf16'));
+export async function timeGeneration({ machine, gguf, peers, blocks = kBlocks }: GenerationOptions): Promise<GenerationResult[]> {
+  const { threads, isa } = machine;
+  const children = computeTypes(machine).map((compute) =>
+    startOurs<Block>(`lowrank ${compute}`, 'generate_ours.mjs', threads, [gguf, compute]),
+  );
   if (peers) children.push(startLlama<Block>({ gguf, threads, isa }));
   try {
     const versions: (Record<string, string> | undefined)[] = [];

@@ -1,6 +1,6 @@
-// What both sides of the generation benchmark are asked, and the line protocol in which they answer. Imports nothing that is not Node's:
-// peers/llama runs a copy of it beside its own packages.
-import { createInterface } from 'node:readline';
+// What both sides of the generation benchmark are asked, and what they answer. peers/llama runs a copy of it
+// beside its own packages.
+import { answerRuns } from './protocol.mjs';
 
 /** SmolLM2's, without the special tokens at its beginning. */
 const kFirstWord = 17;
@@ -35,19 +35,15 @@ export async function serve({ first, decode, about }) {
     batch: (kBatch * (kNewTokens - 1)) / (await decode(shortPrompts(kBatch))),
   });
   await round();
-  console.log(JSON.stringify({ ready: true, ...about }));
-  for await (const line of createInterface({ input: process.stdin })) {
-    const count = /^run (\d+)$/.exec(line)?.[1];
-    if (count === undefined) throw new Error(`found ${line}, expected 'run K'`);
+  await answerRuns(about, async (count) => {
     const rounds = [];
-    for (let i = 0; i < Number(count); i++) rounds.push(await round());
+    for (let i = 0; i < count; i++) rounds.push(await round());
     const best = (name) => Math.max(...rounds.map((result) => result[name]));
-    const answer = {
+    return {
       prompt_tokens_per_second: best('prompt'),
       decode_tokens_per_second: best('decode'),
       batch_tokens_per_second: best('batch'),
       peak_rss_bytes: process.resourceUsage().maxRSS * 1024,
     };
-    console.log(JSON.stringify(answer));
-  }
+  });
 }

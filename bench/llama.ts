@@ -2,7 +2,7 @@
 // for, as this package does not need it.
 import { spawnSync } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { userCacheFolder } from '../lib/hub/user_cache.ts';
 import { BenchChild } from './child.ts';
@@ -29,8 +29,9 @@ function installedLlama(isa: string): string {
   const folder = join(userCacheFolder(), 'peers', isa === 'avx2' ? 'llama-avx2' : 'llama');
   const source = join(kBench, 'peers', 'llama');
   mkdirSync(folder, { recursive: true });
-  copyFileSync(join(source, 'generate.mjs'), join(folder, 'generate.mjs'));
-  copyFileSync(join(kBench, 'generation_work.mjs'), join(folder, 'generation_work.mjs'));
+  for (const script of [join(source, 'generate.mjs'), join(kBench, 'generation_work.mjs'), join(kBench, 'protocol.mjs')]) {
+    copyFileSync(script, join(folder, basename(script)));
+  }
   const lock = kPackages[1]!;
   if (sameFile(join(source, lock), join(folder, lock)) && existsSync(join(folder, 'node_modules'))) return folder;
   rmSync(join(folder, 'node_modules'), { recursive: true, force: true });

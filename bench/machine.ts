@@ -2,7 +2,7 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { join } from 'node:path';
-import { native } from '../lib/native.ts';
+import { type NativeComputeType, native } from '../lib/native.ts';
 
 interface Peaks {
   flopsPerSecond: number;
@@ -20,7 +20,7 @@ export interface Machine {
   /** Whether the level computes in bf16. */
   bf16: boolean;
   /** The type that training computes in where it is not told. */
-  compute: 'f32' | 'bf16';
+  compute: NativeComputeType;
   /** Bytes: of a core's level 2, of the shared level 3; 0 where unknown. */
   caches: { level2: number; level3: number };
   node: string;
@@ -65,7 +65,7 @@ function nameOf(cpu: string, threads: number, isa: string, levels: string[]): st
 
 /** Measures the peaks too: they belong to this run. */
 export async function thisMachine(): Promise<Machine> {
-  const { threads, isa, isaLevels, bf16, bf16IsFast } = native().systemInfo();
+  const { threads, isa, isaLevels, bf16, computeType: compute } = native().systemInfo();
   const caches = cacheSizes();
   const readSpeed = async (bytes: number) => bytes / (await native().timeTraffic(Math.round(bytes), 0, 0));
   const speeds: Peaks['bytesPerSecond'] = { memory: await readSpeed(Math.max(kMemoryBytes, 8 * caches.level3)) };
@@ -74,8 +74,12 @@ export async function thisMachine(): Promise<Machine> {
   const cpu = cpus()[0]?.model.trim() ?? 'unknown CPU';
   const peaks = { ...(await native().measurePeaks()), bytesPerSecond: speeds };
   const name = nameOf(cpu, threads, isa, isaLevels);
-  const compute = bf16IsFast ? 'bf16' : 'f32';
   return { name, cpu, threads, isa, bf16, compute, caches, node: process.versions.node, peaks };
+}
+
+/** The types that the level computes in. */
+export function computeTypes(machine: Machine): NativeComputeType[] {
+  return machine.bf16 ? ['f32', 'bf16'] : ['f32'];
 }
 
 /** The nearest level that holds a working set of all threads. */

@@ -1,6 +1,6 @@
-// npm run bench [-- --only ops,training,lengths] [--peers] [--isa LEVEL] [--blocks N] [--steps N]
+// npm run bench [-- --only ops,training,lengths,generation] [--peers] [--isa LEVEL] [--blocks N] [--steps N]
 // Prints every op's share of its floor on this machine, whole training steps in tokens/s and peak memory, and what long sequences
-// cost. With --peers also PEFT's on the same work, interleaved block by block, and all of it goes to results/<machine>.{json,md}.
+// cost, and generation. With --peers also PEFT's and llama.cpp's on the same work, interleaved block by block, and all of it goes to results/<machine>.{json,md}.
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -8,9 +8,10 @@ import { parseArgs } from 'node:util';
 import { fetchSmolLm2 } from '../lib/hub/smollm2.ts';
 import { userCacheFolder } from '../lib/hub/user_cache.ts';
 import { CausalLM } from '../lib/index.ts';
+import { timeGeneration } from './generation.ts';
 import { type Machine, thisMachine } from './machine.ts';
 import { timeOps } from './ops.ts';
-import { lengthsTable, machineText, opsTable, trainingTable } from './report.ts';
+import { generationTable, lengthsTable, machineText, opsTable, trainingTable } from './report.ts';
 import { timeLengths, timeTraining, type Weights } from './training.ts';
 
 const { values } = parseArgs({
@@ -29,8 +30,14 @@ interface Section {
   run(machine: Machine): Promise<{ results: unknown; text: string }>;
 }
 
-/** SmolLM2's weights as a GGUF and, made once from it, as bf16 safetensors. */
-async function smolLm2(): Promise<Weights> {
+let weights: Promise<Weights> | undefined;
+/** SmolLM2's weights as a GGUF and, made from it for the first section that asks, as bf16 safetensors. */
+function smolLm2(): Promise<Weights> {
+  weights ??= makeWeights();
+  return weights;
+}
+
+async function makeWeights(): Promise<Weights> {
   const gguf = await fetchSmolLm2();
   const folder = join(userCacheFolder(), 'models', 'SmolLM2-135M-Instruct-bf16');
   const model = await CausalLM.fromPretrained(gguf);
@@ -73,6 +80,13 @@ const sections: Record<string, Section> = {
     async run(machine) {
       const results = await timeLengths(machine, await smolLm2());
       return { results, text: lengthsTable(results) };
+    },
+  },
+  generation: {
+    title: 'Generation: SmolLM2-135M, Q4_1',
+    async run(machine) {
+      const results = await timeGeneration({ machine, gguf: await fetchSmolLm2(), peers: values.peers });
+      return { results, text: generationTable(results) };
     },
   },
 };

@@ -1,13 +1,13 @@
 // Every op of a training step at SmolLM2-135M's shapes, against its floor on this machine: the longer of its arithmetic at the peak of
 // its number format and of a pass that only moves its bytes, from whichever cache holds them.
-import { type NativeTimedOp, native } from '../lib/native.ts';
+import { type NativeComputeType, type NativeTimedOp, native } from '../lib/native.ts';
 import { levelOf, type Machine } from './machine.ts';
 import { kSmolLm2 as model } from './smollm2.ts';
 
 export interface OpResult {
   op: string;
   shape: string;
-  compute: 'f32' | 'bf16';
+  compute: NativeComputeType;
   /** Best of several, all threads. */
   milliseconds: number;
   /** What bounds it: arithmetic, or moving bytes between the cores and this level ('bytes' where the caches' sizes are unknown). */
@@ -33,8 +33,6 @@ interface OpCase {
 
 const kTokens = 1024;
 const kRank = 16;
-
-type Compute = OpResult['compute'];
 
 function gemmCases(): OpCase[] {
   const { hidden, ffn, kvHeads, headDim } = model;
@@ -141,7 +139,7 @@ export async function timeOps(machine: Machine, report: (result: OpResult) => vo
     floors.set(key, seconds);
     return seconds;
   }
-  async function time(op: OpCase, compute: Compute): Promise<OpResult> {
+  async function time(op: OpCase, compute: NativeComputeType): Promise<OpResult> {
     const { flops = 0, read = 0, written = 0, updated = 0 } = op;
     const seconds = await native().timeOp(op.call, compute === 'bf16');
     const peak = compute === 'bf16' ? machine.peaks.bf16FlopsPerSecond! : machine.peaks.flopsPerSecond;
@@ -164,10 +162,10 @@ export async function timeOps(machine: Machine, report: (result: OpResult) => vo
   }
 
   const products = [...gemmCases(), ...loraCases(), headCase()];
-  const cases: [OpCase, Compute][] = [
-    ...products.map((op): [OpCase, Compute] => [op, 'f32']),
-    ...(machine.peaks.bf16FlopsPerSecond ? products.map((op): [OpCase, Compute] => [op, 'bf16']) : []),
-    ...[...attentionCases(), ...elementwiseCases()].map((op): [OpCase, Compute] => [op, 'f32']),
+  const cases: [OpCase, NativeComputeType][] = [
+    ...products.map((op): [OpCase, NativeComputeType] => [op, 'f32']),
+    ...(machine.peaks.bf16FlopsPerSecond ? products.map((op): [OpCase, NativeComputeType] => [op, 'bf16']) : []),
+    ...[...attentionCases(), ...elementwiseCases()].map((op): [OpCase, NativeComputeType] => [op, 'f32']),
   ];
   const results: OpResult[] = [];
   for (const [op, compute] of cases) {

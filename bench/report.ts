@@ -1,4 +1,5 @@
 // Results as Markdown tables: what the terminal shows and what results/<machine>.md holds.
+import type { GenerationResult } from './generation.ts';
 import type { Machine } from './machine.ts';
 import type { OpResult } from './ops.ts';
 import type { LengthResult, TrainingResult } from './training.ts';
@@ -106,6 +107,28 @@ export function lengthsTable(results: LengthResult[]): string {
       [`of the speed at ${reference.length}`, 'right'],
       ['its flop alone allow', 'right'],
       ['rate', 'right'],
+      ['peak memory', 'right'],
+    ],
+    rows,
+  );
+}
+
+export function generationTable(results: GenerationResult[]): string {
+  const rows = results.map((result) => [
+    result.name,
+    String(Math.round(result.promptTokensPerSecond)),
+    String(Math.round(result.decodeTokensPerSecond)),
+    String(Math.round(result.decode16TokensPerSecond)),
+    times(result.decode16TokensPerSecond / result.decodeTokensPerSecond),
+    gibibytes(result.peakMemoryBytes),
+  ]);
+  return table(
+    [
+      ['tokens/s', 'left'],
+      ['prompt of 512', 'right'],
+      ['decoding, 1 row', 'right'],
+      ['16 rows', 'right'],
+      ['16 rows against 1', 'right'],
       ['peak memory', 'right'],
     ],
     rows,

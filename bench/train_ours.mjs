@@ -2,9 +2,9 @@
 // supervised, AdamW, clipping at 1. Same protocol as peers/peft_train.py: {"ready": true}, then one JSON line for each `run K`.
 // Runs the compiled package, as its users do, so that memory and start-up are theirs.
 //   node bench/train_ours.mjs dist/index.js MODEL [--batch 4] [--length 256] [--checkpointing] [--bf16] [--warmup-length 256]
-import { createInterface } from 'node:readline';
 import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
+import { answerRuns } from './protocol.mjs';
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -74,9 +74,4 @@ async function measure(steps) {
 const warmup = values['warmup-length'] ? randomBatch(1, Math.min(length, Number(values['warmup-length']))) : batch;
 for (let i = 0; i < Number(values.warmup); i++) await step(warmup);
 const { isa, threads } = native().systemInfo();
-console.log(JSON.stringify({ ready: true, isa, threads }));
-for await (const line of createInterface({ input: process.stdin })) {
-  const count = /^run (\d+)$/.exec(line)?.[1];
-  if (count === undefined) throw new Error(`found ${line}, expected 'run K'`);
-  console.log(JSON.stringify(await measure(Number(count))));
-}
+await answerRuns({ isa, threads }, measure);

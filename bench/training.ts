@@ -1,7 +1,7 @@
 // Whole training steps, ours and the peers', each in a process of its own. They take turns, block by block, and never run at once.
-import { fileURLToPath } from 'node:url';
-import { BenchChild, type BlockResult } from './child.ts';
-import type { Machine } from './machine.ts';
+import type { NativeComputeType } from '../lib/native.ts';
+import { type BenchChild, type BlockResult, startOurs } from './child.ts';
+import { computeTypes, type Machine } from './machine.ts';
 import { startPeft } from './peers.ts';
 import { flopsPerToken } from './smollm2.ts';
 
@@ -14,7 +14,7 @@ export interface Weights {
 
 export interface TrainingResult {
   name: string;
-  compute: 'f32' | 'bf16';
+  compute: NativeComputeType;
   threads: number;
   /** Of the best block and of the median one. */
   tokensPerSecond: number;
@@ -26,7 +26,7 @@ export interface TrainingResult {
 
 export interface LengthResult {
   length: number;
-  compute: 'f32' | 'bf16';
+  compute: NativeComputeType;
   tokensPerSecond: number;
   peakMemoryBytes: number;
   /** Flop of a token, here against the shortest length: what an equally efficient step would slow down by. */
@@ -35,24 +35,15 @@ export interface LengthResult {
 
 interface Entry {
   name: string;
-  compute: 'f32' | 'bf16';
+  compute: NativeComputeType;
   threads: number;
   start(): BenchChild;
 }
 
 const kLengths = [256, 1024, 4096, 16384];
 
-function startOurs(name: string, model: string, threads: number, flags: string[]): BenchChild {
-  const compiled = fileURLToPath(new URL('../dist/index.js', import.meta.url));
-  const script = fileURLToPath(new URL('./train_ours.mjs', import.meta.url));
-  return new BenchChild(name, process.execPath, [script, compiled, model, ...flags], {
-    ...process.env,
-    LOWRANK_THREADS: String(threads),
-  });
-}
-
-function computeTypes(machine: Machine): ('f32' | 'bf16')[] {
-  return machine.bf16 ? ['f32', 'bf16'] : ['f32'];
+function computeFlags(compute: NativeComputeType): string[] {
+  return compute === 'bf16' ? ['--bf16'] : [];
 }
 
 function summary(entry: Entry, blocks: BlockResult[], versions?: Record<string, string>): TrainingResult {
@@ -80,12 +71,11 @@ export interface TrainingOptions {
 /** 4×256 tokens a step: by weights, compute type, threads, and PEFT's where `peers`. */
 export async function timeTraining({ machine, weights, peers, blocks: count, steps }: TrainingOptions): Promise<TrainingResult[]> {
   const { threads, isa } = machine;
-  const flagsOf = (compute: string) => (compute === 'bf16' ? ['--bf16'] : []);
-  const ours = (name: string, compute: 'f32' | 'bf16', model: string, count: number, ...flags: string[]): Entry => ({
+  const ours = (name: string, compute: NativeComputeType, model: string, count: number, ...flags: string[]): Entry => ({
     name,
     compute,
     threads: count,
-    start: () => startOurs(name, model, count, [...flagsOf(compute), ...flags]),
+    start: () => startOurs(name, 'train_ours.mjs', count, [model, ...computeFlags(compute), ...flags]),
   });
   const entries: Entry[] = [
     ...computeTypes(machine).flatMap((compute) => [
@@ -127,9 +117,9 @@ export async function timeLengths(machine: Machine, weights: Weights): Promise<L
   const { compute } = machine;
   const results: LengthResult[] = [];
   for (const length of kLengths) {
-    const flags = ['--batch', '1', '--length', String(length), '--warmup-length', '256', ...(compute === 'bf16' ? ['--bf16'] : [])];
+    const flags = ['--batch', '1', '--length', String(length), '--warmup-length', '256', ...computeFlags(compute)];
     process.stderr.write(`1×${length} ${compute}\n`);
-    const child = startOurs(`lowrank, 1×${length}`, weights.folder, machine.threads, flags);
+    const child = startOurs(`lowrank, 1×${length}`, 'train_ours.mjs', machine.threads, [weights.folder, ...flags]);
     await child.ready();
     // As many steps as take some seconds; a step of the longest takes a minute by itself.
     const block = await child.run(Math.max(1, Math.floor(4096 / length)));
