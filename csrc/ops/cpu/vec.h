@@ -1,6 +1,7 @@
 // One vector type per instruction-set level, so that a kernel is written once. Included only by *_kernels.cpp, which are
 // compiled with -DLR_ISA=<level> and that level's flags; everything here is static and in the level's namespace.
 //   V::kWidth lanes of fp32 in V::T. load_n/store_n touch only the first n lanes (n <= kWidth; others read as 0).
+//   store_bf16 rounds to nearest even and keeps NaN; where the level has an instruction for it, denormals become zero.
 #pragma once
 
 #include <stddef.h>
@@ -45,7 +46,23 @@ struct V {
   LR_INLINE float sum(T a) { return _mm512_reduce_add_ps(a); }
   LR_INLINE float hmax(T a) { return _mm512_reduce_max_ps(a); }
   LR_INLINE T load_bf16(const uint16_t* p) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+    return from_bf16(_mm256_loadu_si256((const __m256i*)p));
+  }
+  LR_INLINE T load_bf16_n(const uint16_t* p, size_t n) { return from_bf16(_mm256_maskz_loadu_epi16(mask(n), p)); }
+  LR_INLINE void store_bf16(uint16_t* p, T x) { _mm256_storeu_si256((__m256i*)p, to_bf16(x)); }
+  LR_INLINE void store_bf16_n(uint16_t* p, T x, size_t n) { _mm256_mask_storeu_epi16(p, mask(n), to_bf16(x)); }
+  LR_INLINE T from_bf16(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+  LR_INLINE __m256i to_bf16(T x) {
+#if defined(__AVX512BF16__)
+    return (__m256i)_mm512_cvtneps_pbh(x);
+#else
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
+#endif
   }
   LR_INLINE T load_f16(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
 };
@@ -89,6 +106,25 @@ struct V {
   LR_INLINE T load_bf16(const uint16_t* p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
   }
+  LR_INLINE T load_bf16_n(const uint16_t* p, size_t n) {
+    uint16_t lanes[kWidth] = {};
+    for (size_t i = 0; i < n; ++i) lanes[i] = p[i];
+    return load_bf16(lanes);
+  }
+  LR_INLINE void store_bf16(uint16_t* p, T x) {
+    const __m256i bits = _mm256_castps_si256(x);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256 rounded = _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))));
+    const __m256 quiet = _mm256_or_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(0x400000)));
+    const __m256 chosen = _mm256_blendv_ps(rounded, quiet, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const __m256i high = _mm256_srai_epi32(_mm256_castps_si256(chosen), 16);  // signed: packing does not saturate
+    _mm_storeu_si128((__m128i*)p, _mm_packs_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
+  }
+  LR_INLINE void store_bf16_n(uint16_t* p, T x, size_t n) {
+    uint16_t lanes[kWidth];
+    store_bf16(lanes, x);
+    for (size_t i = 0; i < n; ++i) p[i] = lanes[i];
+  }
   LR_INLINE T load_f16(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 };
 #else
@@ -96,6 +132,7 @@ struct V {
 struct V {
   using T = float __attribute__((vector_size(16)));
   using I = int32_t __attribute__((vector_size(16)));
+  using U = uint32_t __attribute__((vector_size(16)));
   static constexpr size_t kWidth = 4;
   LR_INLINE T zero() { return T{}; }
   LR_INLINE T set(float x) { return T{x, x, x, x}; }
@@ -141,6 +178,26 @@ struct V {
     return (T)x;
 #endif
   }
+  LR_INLINE T load_bf16_n(const uint16_t* p, size_t n) {
+    uint16_t lanes[kWidth] = {};
+    for (size_t i = 0; i < n; ++i) lanes[i] = p[i];
+    return load_bf16(lanes);
+  }
+  LR_INLINE void store_bf16(uint16_t* p, T x) {
+    const U bits = (U)x, nan = (U)(x != x);
+    const U rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    const I high = (I)((nan & (bits | 0x400000)) | (~nan & rounded)) >> 16;
+#if defined(__SSE2__)
+    _mm_storel_epi64((__m128i*)p, _mm_packs_epi32((__m128i)high, (__m128i)high));  // signed: packing does not saturate
+#else
+    for (size_t i = 0; i < 4; ++i) p[i] = static_cast<uint16_t>(high[i]);
+#endif
+  }
+  LR_INLINE void store_bf16_n(uint16_t* p, T x, size_t n) {
+    uint16_t lanes[kWidth];
+    store_bf16(lanes, x);
+    for (size_t i = 0; i < n; ++i) p[i] = lanes[i];
+  }
   LR_INLINE T load_f16(const uint16_t* p) {
     T x;
     for (size_t i = 0; i < 4; ++i) {   // scalar: the baseline has no F16C
@@ -161,6 +218,16 @@ struct V {
   }
 };
 #endif
+
+// A vector of either storage: fp32, or bf16 as uint16_t.
+LR_INLINE V::T load(const float* p) { return V::load(p); }
+LR_INLINE V::T load(const uint16_t* p) { return V::load_bf16(p); }
+LR_INLINE V::T load_n(const float* p, size_t n) { return V::load_n(p, n); }
+LR_INLINE V::T load_n(const uint16_t* p, size_t n) { return V::load_bf16_n(p, n); }
+LR_INLINE void store(float* p, V::T x) { V::store(p, x); }
+LR_INLINE void store(uint16_t* p, V::T x) { V::store_bf16(p, x); }
+LR_INLINE void store_n(float* p, V::T x, size_t n) { V::store_n(p, x, n); }
+LR_INLINE void store_n(uint16_t* p, V::T x, size_t n) { V::store_bf16_n(p, x, n); }
 
 // exp(x), relative error below 3e-7 on [-87.3, 88]; outside, the value at the nearer end (1.2e-38 or 1.6e38).
 // NaN stays NaN.
