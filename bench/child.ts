@@ -39,6 +39,12 @@ export class BenchChild<Result = BlockResult> {
     return (await this.#answer()) as unknown as Result;
   }
 
+  /** Seconds of so many steps, and of each kind of op in them; ours only. */
+  async profile(steps: number): Promise<{ seconds: number; ops: Record<string, number> }> {
+    this.#process.stdin!.write(`profile ${steps}\n`);
+    return (await this.#answer()) as { seconds: number; ops: Record<string, number> };
+  }
+
   close(): void {
     this.#process.stdin!.end();
     this.#interface.close();

@@ -1,6 +1,6 @@
 // What both sides of the generation benchmark are asked, and what they answer. peers/llama runs a copy of it
 // beside its own packages.
-import { answerRuns } from './protocol.mjs';
+import { answerCommands } from './protocol.mjs';
 
 /** SmolLM2's, without the special tokens at its beginning. */
 const kFirstWord = 17;
@@ -35,15 +35,17 @@ export async function serve({ first, decode, about }) {
     batch: (kBatch * (kNewTokens - 1)) / (await decode(shortPrompts(kBatch))),
   });
   await round();
-  await answerRuns(about, async (count) => {
-    const rounds = [];
-    for (let i = 0; i < count; i++) rounds.push(await round());
-    const best = (name) => Math.max(...rounds.map((result) => result[name]));
-    return {
-      prompt_tokens_per_second: best('prompt'),
-      decode_tokens_per_second: best('decode'),
-      batch_tokens_per_second: best('batch'),
-      peak_rss_bytes: process.resourceUsage().maxRSS * 1024,
-    };
+  await answerCommands(about, {
+    async run(count) {
+      const rounds = [];
+      for (let i = 0; i < count; i++) rounds.push(await round());
+      const best = (name) => Math.max(...rounds.map((result) => result[name]));
+      return {
+        prompt_tokens_per_second: best('prompt'),
+        decode_tokens_per_second: best('decode'),
+        batch_tokens_per_second: best('batch'),
+        peak_rss_bytes: process.resourceUsage().maxRSS * 1024,
+      };
+    },
   });
 }

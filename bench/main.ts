@@ -1,6 +1,7 @@
-// npm run bench [-- --only ops,training,lengths,generation] [--peers] [--isa LEVEL] [--blocks N] [--steps N]
-// Prints every op's share of its floor on this machine, whole training steps in tokens/s and peak memory, and what long sequences
-// cost, and generation. With --peers also PEFT's and llama.cpp's on the same work, interleaved block by block, and all of it goes to results/<machine>.{json,md}.
+// npm run bench [-- --only ops,shares,training,lengths,generation] [--peers] [--isa LEVEL] [--blocks N] [--steps N]
+// Prints every op's share of its floor on this machine and of a training step, whole steps in tokens/s and peak memory, what long
+// sequences cost, and generation. With --peers also PEFT's and llama.cpp's on the same work, interleaved block by block, and all of it
+// goes to results/<machine>.{json,md}.
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -11,8 +12,8 @@ import { CausalLM } from '../lib/index.ts';
 import { timeGeneration } from './generation.ts';
 import { type Machine, thisMachine } from './machine.ts';
 import { timeOps } from './ops.ts';
-import { generationTable, lengthsTable, machineText, opsTable, trainingTable } from './report.ts';
-import { timeLengths, timeTraining, type Weights } from './training.ts';
+import { generationTable, lengthsTable, machineText, opsTable, sharesTable, trainingTable } from './report.ts';
+import { timeLengths, timeShares, timeTraining, type Weights } from './training.ts';
 
 const { values } = parseArgs({
   options: {
@@ -60,6 +61,13 @@ const sections: Record<string, Section> = {
         process.stderr.write(`${op} ${shape} ${compute}: ${milliseconds.toFixed(3)} ms\n`);
       });
       return { results, text: opsTable(results) };
+    },
+  },
+  shares: {
+    title: 'Where a training step goes',
+    async run(machine) {
+      const results = await timeShares(machine, await smolLm2());
+      return { results, text: sharesTable(results) };
     },
   },
   training: {

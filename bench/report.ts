@@ -2,7 +2,7 @@
 import type { GenerationResult } from './generation.ts';
 import type { Machine } from './machine.ts';
 import type { OpResult } from './ops.ts';
-import type { LengthResult, TrainingResult } from './training.ts';
+import type { LengthResult, SharesResult, TrainingResult } from './training.ts';
 
 type Align = 'left' | 'right';
 
@@ -83,6 +83,24 @@ export function trainingTable(results: TrainingResult[]): string {
       ['median', 'right'],
       ['peak memory', 'right'],
       ['lowrank, bf16 weights, against it', 'right'],
+    ],
+    rows,
+  );
+}
+
+export function sharesTable(results: SharesResult[]): string {
+  const ops = [...new Set(results.flatMap(({ shares }) => Object.keys(shares)))].filter((op) => op !== 'other');
+  const rows = [...ops, 'other'].map((op) => [
+    op,
+    ...results.map(({ shares, stepMilliseconds }) => {
+      const share = shares[op] ?? 0;
+      return `${(share * stepMilliseconds).toFixed(1)} ms, ${(100 * share).toFixed(1)} %`;
+    }),
+  ]);
+  return table(
+    [
+      ['of a step of 4×256 tokens', 'left'],
+      ...results.map(({ compute, stepMilliseconds }): [string, Align] => [`${compute}: ${stepMilliseconds.toFixed(0)} ms`, 'right']),
     ],
     rows,
   );

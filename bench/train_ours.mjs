@@ -2,9 +2,10 @@
 // supervised, AdamW, clipping at 1. Same protocol as peers/peft_train.py: {"ready": true}, then one JSON line for each `run K`.
 // Runs the compiled package, as its users do, so that memory and start-up are theirs.
 //   node bench/train_ours.mjs dist/index.js MODEL [--batch 4] [--length 256] [--checkpointing] [--bf16] [--warmup-length 256]
+// `profile K` is answered by {"seconds": of all K steps, "ops": of each kind of op}.
 import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
-import { answerRuns } from './protocol.mjs';
+import { answerCommands } from './protocol.mjs';
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -71,7 +72,14 @@ async function measure(steps) {
   };
 }
 
+async function profile(steps) {
+  native().profileOps(true);
+  const begin = performance.now();
+  for (let i = 0; i < steps; i++) await step(batch);
+  return { seconds: (performance.now() - begin) / 1000, ops: native().profileOps(false) };
+}
+
 const warmup = values['warmup-length'] ? randomBatch(1, Math.min(length, Number(values['warmup-length']))) : batch;
 for (let i = 0; i < Number(values.warmup); i++) await step(warmup);
 const { isa, threads } = native().systemInfo();
-await answerRuns({ isa, threads }, measure);
+await answerCommands({ isa, threads }, { run: measure, profile });

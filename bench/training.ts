@@ -33,6 +33,13 @@ export interface LengthResult {
   flopsPerToken: number;
 }
 
+export interface SharesResult {
+  compute: NativeComputeType;
+  stepMilliseconds: number;
+  /** Of the step's time, by kind of op; with 'other' they add up to 1. */
+  shares: Record<string, number>;
+}
+
 interface Entry {
   name: string;
   compute: NativeComputeType;
@@ -40,6 +47,7 @@ interface Entry {
   start(): BenchChild;
 }
 
+const kProfiledSteps = 3;
 const kLengths = [256, 1024, 4096, 16384];
 
 function computeFlags(compute: NativeComputeType): string[] {
@@ -110,6 +118,22 @@ export async function timeTraining({ machine, weights, peers, blocks: count, ste
   }
   for (const { child } of children) child.close();
   return children.map(({ entry, blocks, versions }) => summary(entry, blocks, versions));
+}
+
+/** Where the time of a 4×256 step on bf16 weights goes, by compute type. */
+export async function timeShares(machine: Machine, weights: Weights): Promise<SharesResult[]> {
+  const results: SharesResult[] = [];
+  for (const compute of computeTypes(machine)) {
+    const child = startOurs(`lowrank ${compute}`, 'train_ours.mjs', machine.threads, [weights.folder, ...computeFlags(compute)]);
+    await child.ready();
+    const { seconds, ops } = await child.profile(kProfiledSteps);
+    child.close();
+    const shares: Record<string, number> = {};
+    for (const [op, spent] of Object.entries(ops).sort(([, a], [, b]) => b - a)) if (spent > 0) shares[op] = spent / seconds;
+    shares.other = 1 - Object.values(shares).reduce((sum, share) => sum + share, 0);
+    results.push({ compute, stepMilliseconds: (1000 * seconds) / kProfiledSteps, shares });
+  }
+  return results;
 }
 
 /** One sequence of each length a step, in the compute type that training takes by itself. */

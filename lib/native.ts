@@ -288,6 +288,8 @@ export interface NativeAddon {
   measurePeaks(): Promise<{ flopsPerSecond: number; bf16FlopsPerSecond?: number }>;
   /** Seconds of one pass that only reads, writes and updates in place so many bytes, from whichever cache holds them all. */
   timeTraffic(read: number, written: number, updated: number): Promise<number>;
+  /** Seconds of each kind of op in training steps since the last call; `on`: gather from now on. */
+  profileOps(on: boolean): Record<string, number>;
   /** Seconds of one op on random operands, best of several, all threads. */
   timeOp(op: NativeTimedOp, bf16: boolean): Promise<number>;
   /** Seconds of Y[m,n] = X[m,k]·W[n,k]ᵀ in OpenBLAS, best of several, where its shared library is installed; else null. */

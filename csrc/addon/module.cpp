@@ -10,10 +10,12 @@
 #include "addon/files.h"
 #include "addon/kernels.h"
 #include "addon/model.h"
+#include "addon/op_profile.h"
 #include "addon/op_timer.h"
 #include "addon/openblas.h"
 #include "addon/peaks.h"
 #include "core/cpu_level.h"
+#include "core/op_profile.h"
 #include "ops/cpu/kernels.h"
 
 namespace lowrank::addon {
@@ -21,8 +23,9 @@ namespace {
 
 // Made at load. Never destroyed: a worker's environment may end while another still computes.
 struct Runtime {
-  explicit Runtime(CpuLevel level) : pool(0), context{pool, kernels_for(level)} {}
+  explicit Runtime(CpuLevel level) : pool(0), context{pool, kernels_for(level), ComputeType::kF32, &profile} {}
   ThreadPool pool;
+  OpProfile profile;
   Context context;
   std::mutex mutex;
 };
@@ -82,6 +85,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   register_model(env, exports);
   register_peaks(env, exports);
   register_op_timer(env, exports);
+  register_op_profile(env, exports);
   register_openblas(env, exports);
   return exports;
 }

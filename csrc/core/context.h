@@ -5,7 +5,8 @@
 
 namespace lowrank {
 
-struct Kernels;  // ops/cpu/kernels.h
+struct Kernels;    // ops/cpu/kernels.h
+struct OpProfile;  // core/op_profile.h
 
 // What the operands of the large products are rounded to. Sums are fp32 in both, and so is everything between the products:
 // residual stream, norms, attention, softmax, LoRA's weights, gradients, loss and optimizer.
@@ -15,6 +16,7 @@ struct Context {
   ThreadPool& pool;
   const Kernels& kernels;
   ComputeType compute = ComputeType::kF32;   // kBf16 means fp32 where the level has no kernels for it
+  OpProfile* profile = nullptr;              // gathers the time of each op where set and on
 };
 
 }  // namespace lowrank

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <vector>
 
+#include "core/op_profile.h"
 #include "ops/cpu/kernels.h"
 #include "ops/row_chunks.h"
 
@@ -10,6 +11,7 @@ namespace lowrank {
 
 Status adamw_update(Context& context, const AdamWConfig& config, size_t n, const float* g, float* p,
                     float* m, float* v) {
+  const OpTimer timer(context, OpKind::kOptimizer);
   if (config.step == 0)
     return error(Code::kInvalidOption, "step is 0, but AdamW counts its updates from 1");
   const double step = static_cast<double>(config.step);
@@ -32,6 +34,7 @@ Status adamw_update(Context& context, const AdamWConfig& config, size_t n, const
 
 Status grad_norm_squared(Context& context, std::span<const std::span<const float>> gradients,
                          double* sum) {
+  const OpTimer timer(context, OpKind::kOptimizer);
   std::vector<std::span<const float>> blocks;
   for (std::span<const float> gradient : gradients) {
     for (size_t begin = 0; begin < gradient.size(); begin += kChunkElements) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/checked.h"
+#include "core/op_profile.h"
 #include "ops/cpu/kernels.h"
 
 namespace lowrank {
@@ -130,6 +131,7 @@ void decode(Context& context, const AttentionShape& shape, const std::vector<For
 
 Status attention_forward(Context& context, const AttentionShape& shape, std::span<const AttentionSequence> sequences, HeadsView q,
                          HeadsView k, HeadsView v, HeadsViewOut o, float* lse) {
+  const OpTimer timer(context, OpKind::kAttentionForward);
   LR_RETURN_IF_ERROR(check(shape, sequences));
   const size_t group = shape.heads / shape.kv_heads;
   const std::vector<ForwardPiece> rows = row_pieces(shape, sequences), keys = decode_pieces(shape, sequences);
@@ -227,6 +229,7 @@ void row_dots(Context& context, const AttentionShape& shape, std::span<const Att
 Status attention_backward(Context& context, const AttentionShape& shape, std::span<const AttentionSequence> sequences, HeadsView q,
                           HeadsView k, HeadsView v, HeadsView o, const float* lse, HeadsView d_o, HeadsViewOut dq, HeadsViewOut dk,
                           HeadsViewOut dv, void* scratch) {
+  const OpTimer timer(context, OpKind::kAttentionBackward);
   LR_RETURN_IF_ERROR(check(shape, sequences));
   const size_t group = shape.heads / shape.kv_heads, dim = shape.head_dim;
   LR_RETURN_IF_ERROR(context.pool.reserve_scratch(context.kernels.attention.scratch_floats(dim, group) * sizeof(float)));

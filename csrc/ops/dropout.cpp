@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "core/op_profile.h"
 #include "ops/cpu/kernels.h"
 #include "ops/row_chunks.h"
 
@@ -10,6 +11,7 @@ namespace lowrank {
 Status dropout_apply(Context& context, const float* x, size_t x_stride, size_t tokens,
                      size_t channels, float p, uint64_t seed, uint64_t module, float* y,
                      size_t y_stride, bool accumulate) {
+  const OpTimer timer(context, OpKind::kDropout);
   if (!(p >= 0.0f && p < 1.0f)) {
     return error(Code::kInvalidOption, "dropout is %g, but must be at least 0 and below 1",
                  static_cast<double>(p));

@@ -1,5 +1,6 @@
 #include "ops/embedding.h"
 
+#include "core/op_profile.h"
 #include "ops/cpu/kernels.h"
 #include "ops/row_chunks.h"
 
@@ -20,6 +21,7 @@ Status check_ids(const int32_t* ids, size_t tokens, size_t rows) {
 
 Status embedding_forward(Context& context, const Matrix& table, const int32_t* ids, size_t tokens,
                          float* x) {
+  const OpTimer timer(context, OpKind::kEmbedding);
   LR_RETURN_IF_ERROR(check_ids(ids, tokens, table.rows));
   const size_t block_elements = dtype_info(table.type).block_elements;
   if (table.cols % block_elements != 0) {
@@ -40,6 +42,7 @@ Status embedding_forward(Context& context, const Matrix& table, const int32_t* i
 // deterministic.
 Status embedding_backward(Context& context, const int32_t* ids, size_t tokens, const float* dx,
                           size_t rows, size_t cols, float* dtable) {
+  const OpTimer timer(context, OpKind::kEmbedding);
   LR_RETURN_IF_ERROR(check_ids(ids, tokens, rows));
   constexpr size_t kChannels = 64;
   if (tokens == 0) return {};

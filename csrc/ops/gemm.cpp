@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "core/checked.h"
+#include "core/op_profile.h"
 #include "ops/cpu/kernels.h"
 
 namespace lowrank {
@@ -348,6 +349,7 @@ class Gemm {
 }  // namespace
 
 Status gemm(Context& context, size_t m, std::span<const GemmPart> parts) {
+  const OpTimer timer(context, OpKind::kGemm);
   for (size_t part = 0; part < parts.size(); ++part) {
     for (const GemmTerm& term : parts[part].terms)
       LR_RETURN_IF_ERROR(check_term(term, part, parts[part].n));
@@ -358,6 +360,7 @@ Status gemm(Context& context, size_t m, std::span<const GemmPart> parts) {
 
 Status gemm_tn(Context& context, size_t m, size_t n, size_t t, const float* a, size_t lda,
                const float* b, size_t ldb, float* c, size_t ldc, bool transposed_c) {
+  const OpTimer timer(context, OpKind::kGemm);
   if (m == 0 || n == 0 || t == 0) return {};
   const GemmTerm term{a, 1, lda, {b, DType::kF32, t, n, ldb * sizeof(float)}, false, t};
   const GemmPart part{c, ldc, n, {&term, 1}, nullptr, true};

@@ -14,6 +14,7 @@
 #include <limits>
 
 #include "core/buffer.h"
+#include "core/op_profile.h"
 #include "ops/cpu/kernels.h"
 #include "ops/gemm.h"
 #include "ops/row_chunks.h"
@@ -279,6 +280,7 @@ Status check(const Matrix& w, const int32_t* targets, size_t n) {
 Status linear_cross_entropy(Context& context, const float* h, const Matrix& w,
                             const int32_t* targets, size_t n, float grad_scale, float* dh,
                             float* grad_w, HeadLoss* loss) {
+  const OpTimer timer(context, OpKind::kHead);
   *loss = {};
   LR_RETURN_IF_ERROR(check(w, targets, n));
   if (n == 0) return {};

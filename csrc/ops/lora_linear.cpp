@@ -7,6 +7,7 @@
 
 #include "core/buffer.h"
 #include "core/checked.h"
+#include "core/op_profile.h"
 #include "ops/cpu/kernels.h"
 #include "ops/dropout.h"
 #include "ops/gemm.h"
@@ -275,6 +276,7 @@ size_t lora_rank_sum(std::span<const Projection> group) {
 }
 
 Status lora_inner_forward(Context& context, const LinearArgs& args) {
+  const OpTimer timer(context, OpKind::kLoraForward);
   Scratch& scratch = thread_scratch();
   const size_t ranks = lora_rank_sum(args.group);
   if (args.tokens == 0 || ranks == 0) return {};
@@ -288,6 +290,7 @@ Status lora_inner_forward(Context& context, const LinearArgs& args) {
 
 Status lora_linear_forward(Context& context, const LinearArgs& args, std::span<float* const> y,
                            std::span<const size_t> y_stride, bool accumulate) {
+  const OpTimer timer(context, OpKind::kLoraForward);
   LR_RETURN_IF_ERROR(check(args, y.size(), y_stride, "y"));
   if (args.tokens == 0) return {};
   LR_RETURN_IF_ERROR(lora_inner_forward(context, args));
@@ -319,6 +322,7 @@ Status lora_linear_forward(Context& context, const LinearArgs& args, std::span<f
 Status lora_linear_backward(Context& context, const LinearArgs& args,
                             std::span<const float* const> dy, std::span<const size_t> dy_stride,
                             float* dx, size_t dx_stride, bool accumulate_dx) {
+  const OpTimer timer(context, OpKind::kLoraBackward);
   LR_RETURN_IF_ERROR(check(args, dy.size(), dy_stride, "dy"));
   if (dx != nullptr && dx_stride < args.in) {
     return error(Code::kShapeMismatch, "lora_linear: rows of dx lie %zu apart, but hold %zu",

@@ -1,5 +1,6 @@
 #include "ops/rmsnorm.h"
 
+#include "core/op_profile.h"
 #include "ops/cpu/kernels.h"
 #include "ops/row_chunks.h"
 
@@ -13,6 +14,7 @@ constexpr size_t kGradWeightChannels = 64;
 
 Status rmsnorm_forward(Context& context, const float* x, const float* w, float eps, size_t tokens,
                        size_t channels, float* y, float* inv_rms) {
+  const OpTimer timer(context, OpKind::kNorm);
   for_row_chunks(context, tokens, channels, [&](size_t begin, size_t end) {
     context.kernels.elementwise.rmsnorm_forward(x + begin * channels, w, eps, end - begin, channels,
                                                 y + begin * channels, inv_rms + begin);
@@ -23,6 +25,7 @@ Status rmsnorm_forward(Context& context, const float* x, const float* w, float e
 Status rmsnorm_backward(Context& context, const float* x, const float* w, const float* inv_rms,
                         const float* dy, size_t tokens, size_t channels, float* dx, bool accumulate,
                         float* dw) {
+  const OpTimer timer(context, OpKind::kNorm);
   if (dw != nullptr && tokens > 0) {  // before dx, which may overwrite dy
     for_row_chunks(context, ceil_div(channels, kGradWeightChannels), tokens * kGradWeightChannels,
                    [&](size_t begin, size_t end) {

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/checked.h"
+#include "core/op_profile.h"
 #include "ops/cpu/kernels.h"
 
 namespace lowrank {
@@ -125,6 +126,7 @@ Status rope_frequencies(const RopeConfig& c, size_t length, std::vector<float>* 
 
 Status rope_table(Context& context, const int32_t* positions, size_t tokens, const std::vector<float>& inv_freq,
                   float attention_scale, float* cos, float* sin) {
+  const OpTimer timer(context, OpKind::kRope);
   const size_t half = inv_freq.size();
   context.pool.parallel(ceil_div(tokens, kRopeTokens), [&](size_t chunk, size_t) {
     const size_t end = std::min(tokens, (chunk + 1) * kRopeTokens);
@@ -141,6 +143,7 @@ Status rope_table(Context& context, const int32_t* positions, size_t tokens, con
 
 Status rope_apply(Context& context, float* x, size_t stride, size_t tokens, size_t heads, size_t head_dim, size_t rotary_dim,
                   const float* cos, const float* sin, bool inverse) {
+  const OpTimer timer(context, OpKind::kRope);
   if (rotary_dim % 2 != 0 || rotary_dim > head_dim) {
     return error(Code::kShapeMismatch, "rope: %zu rotated dimensions of a head of %zu; expected an even number, at most the head",
                  rotary_dim, head_dim);

@@ -32,7 +32,10 @@ uint64_t micro_batch_key(uint64_t seed, uint64_t step, uint64_t micro) {
 }  // namespace
 
 Session::Session(Context& context, std::shared_ptr<Model> model, SessionOptions options)
-    : context_{context.pool, context.kernels, model->compute()}, model_(std::move(model)), options_(std::move(options)), decoder_(context_, model_->config()) {}
+    : context_{context.pool, context.kernels, model->compute(), context.profile},
+      model_(std::move(model)),
+      options_(std::move(options)),
+      decoder_(context_, model_->config()) {}
 
 Result<std::shared_ptr<Session>> Session::create(Context& context, std::shared_ptr<Model> model, SessionOptions options) {
   LR_RETURN_IF_ERROR(model->ready());
