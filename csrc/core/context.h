@@ -17,6 +17,7 @@ struct Context {
   const Kernels& kernels;
   ComputeType compute = ComputeType::kF32;   // kBf16 means fp32 where the level has no kernels for it
   OpProfile* profile = nullptr;              // gathers the time of each op where set and on
+  bool decoding = false;                     // generation: a few rows at a time are the rule, so more of them are multiplied row-wise
 };
 
 }  // namespace lowrank

@@ -1,5 +1,7 @@
 #include "model/generator.h"
 
+#include "ops/cpu/kernels.h"
+
 namespace lowrank {
 
 Result<std::shared_ptr<Generator>> Generator::create(Context& context, std::shared_ptr<Model> model, size_t rows, size_t capacity) {
@@ -37,15 +39,26 @@ Status Generator::decode(std::span<const int32_t> ids, std::span<const int32_t> 
   LR_RETURN_IF_ERROR(logits_.reserve(active.size() * vocab * sizeof(float), "logits"));
   LR_RETURN_IF_ERROR(decoder_.logits(plan_, last_tokens, &workspace_, logits_.as<float>()));
 
-  drawn->ids.assign(rows, -1);
-  drawn->logprobs.assign(rows, 0.0f);
-  for (size_t i = 0; i < active.size(); ++i) {
-    const size_t row = active[i];
+  for (const size_t row : active) {
     history_[row].insert(history_[row].end(), ids.begin() + starts[row], ids.begin() + starts[row + 1]);
     cache_.grow(row, static_cast<size_t>(starts[row + 1] - starts[row]));
-    LR_RETURN_IF_ERROR(sample_row(logits_.as<float>() + i * vocab, vocab, sampling, history_[row], seed, row, step, &sampling_scratch_,
-                                  &drawn->ids[row], &drawn->logprobs[row]));
   }
+  return draw(active, sampling, seed, step, drawn);
+}
+
+// Row rows[i]'s token comes from the i-th row of logits.
+Status Generator::draw(std::span<const size_t> rows, const SamplingConfig& sampling, uint64_t seed, uint64_t step, DrawnTokens* drawn) {
+  const size_t vocab = model_->config().vocab;
+  drawn->ids.assign(cache_.rows(), -1);
+  drawn->logprobs.assign(cache_.rows(), 0.0f);
+  sampling_scratch_.resize(context_.pool.threads());
+  std::vector<Status> statuses(rows.size());
+  context_.pool.parallel(rows.size(), [&](size_t i, size_t worker) {
+    const size_t row = rows[i];
+    statuses[i] = sample_row(context_.kernels.elementwise, logits_.as<float>() + i * vocab, vocab, sampling, history_[row], seed, row, step,
+                             &sampling_scratch_[worker], &drawn->ids[row], &drawn->logprobs[row]);
+  });
+  for (Status& status : statuses) LR_RETURN_IF_ERROR(std::move(status));
   return {};
 }
 

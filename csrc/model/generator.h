@@ -25,7 +25,13 @@ class Generator {
 
  private:
   Generator(Context& context, std::shared_ptr<Model> model, size_t rows, size_t capacity)
-      : model_(std::move(model)), context_{context.pool, context.kernels, model_->compute()}, decoder_(context_, model_->config()), cache_(model_->config(), rows, capacity), history_(rows) {}
+      : model_(std::move(model)),
+        context_{.pool = context.pool, .kernels = context.kernels, .compute = model_->compute(), .decoding = true},
+        decoder_(context_, model_->config()),
+        cache_(model_->config(), rows, capacity),
+        history_(rows) {}
+
+  Status draw(std::span<const size_t> rows, const SamplingConfig&, uint64_t seed, uint64_t step, DrawnTokens*);
 
   std::shared_ptr<Model> model_;
   Context context_;
@@ -34,7 +40,7 @@ class Generator {
   Workspace workspace_;
   ModelPlan plan_;
   Buffer logits_;
-  SamplingScratch sampling_scratch_;
+  std::vector<SamplingScratch> sampling_scratch_;  // of each worker
   std::vector<std::vector<int32_t>> history_;  // each row's tokens so far, for the repetition penalty
 };
 

@@ -27,8 +27,7 @@ constexpr double kForkFlops = 5e5;
 constexpr size_t kDirectRows = 48;
 // Rows of a chunk whose C is transposed by way of a tile.
 constexpr size_t kTransposedRows = 64;
-// Row-wise dot products need no packing; as fast as packing at kGemmDotRows, and faster below.
-static_assert(kGemmDotRows == 2 * kGemmMaxDotRows);
+static_assert(kGemmDecodingDotRows == kGemmMaxDotRows);
 // Least bytes of weight in a chunk of row-wise dot products.
 constexpr size_t kDotBytes = size_t{48} << 10;
 constexpr size_t kChunksPerThread = 4;
@@ -155,7 +154,7 @@ class Gemm {
 
   // ── very few rows: row-wise dot products ──
   bool only_dots() const {
-    if (m_ > kGemmDotRows || transposed_c_) return false;
+    if (m_ > gemm_dot_rows(context_) || transposed_c_) return false;
     return std::all_of(parts_.begin(), parts_.end(), [](const GemmPart& part) {
       return !part.terms.empty() &&
              std::all_of(part.terms.begin(), part.terms.end(),
@@ -184,16 +183,13 @@ class Gemm {
   }
 
   void dot_columns(const GemmPart& part, size_t begin, size_t count) const {
-    for (size_t m = 0; m < m_; m += kGemmMaxDotRows) {
-      const float* bias = part.bias == nullptr ? nullptr : part.bias + begin;
-      bool accumulate = part.accumulate;
-      for (const GemmTerm& term : part.terms) {
-        kernels_.dot(term.b, begin, count, term.a + m * term.a_row, term.a_row,
-                     std::min(kGemmMaxDotRows, m_ - m), part.c + m * part.ldc + begin, part.ldc,
-                     bias, accumulate);
-        bias = nullptr;
-        accumulate = true;
-      }
+    const float* bias = part.bias == nullptr ? nullptr : part.bias + begin;
+    bool accumulate = part.accumulate;
+    for (const GemmTerm& term : part.terms) {
+      kernels_.dot(term.b, begin, count, term.a, term.a_row, m_, part.c + begin, part.ldc, bias,
+                   accumulate);
+      bias = nullptr;
+      accumulate = true;
     }
   }
 

@@ -18,8 +18,13 @@
 namespace lowrank {
 
 // Products B[k, n] = b[n][k] of at most this many rows are row-wise dot products, in fp32 whatever the
-// context's compute type.
-constexpr size_t kGemmDotRows = 8;
+// context's compute type: while training, where they are rare and a loss should depend as little as
+// possible on how its rows are batched, and while decoding.
+constexpr size_t kGemmDotRows = 8, kGemmDecodingDotRows = 16;
+
+inline size_t gemm_dot_rows(const Context& context) {
+  return context.decoding ? kGemmDecodingDotRows : kGemmDotRows;
+}
 
 struct GemmTerm {
   const float* a;           // A[m,k] at a[m * a_row + k * a_col]

@@ -116,6 +116,9 @@ void scale_columns(Context& context, std::span<const Projection> group, size_t t
   });
 }
 
+// Rows of x for which stacking and scaling A costs more than its full panels save.
+size_t few_tokens(const Context& context) { return context.decoding ? gemm_dot_rows(context) : 4; }
+
 // Few rows (decoding): A is read once and where it lies; s is scaled afterwards.
 Status project_few(Context& context, const LinearArgs& args, size_t ranks, Scratch& scratch) {
   scratch.terms.clear();
@@ -283,7 +286,7 @@ Status lora_inner_forward(Context& context, const LinearArgs& args) {
   const std::vector<Run> runs = runs_of(args.group);
   const bool dropout =
       std::any_of(runs.begin(), runs.end(), [](const Run& run) { return run.dropped(); });
-  if (args.tokens <= kGemmMaxDotRows && !dropout) return project_few(context, args, ranks, scratch);
+  if (args.tokens <= few_tokens(context) && !dropout) return project_few(context, args, ranks, scratch);
   for (const Run& run : runs) LR_RETURN_IF_ERROR(project_run(context, args, run, ranks, scratch));
   return {};
 }

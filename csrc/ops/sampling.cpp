@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "core/philox.h"
@@ -26,19 +27,38 @@ Status check_config(const SamplingConfig& config) {
   return {};
 }
 
-// *largest of the logits; -infinity is a token that cannot be drawn, anything else that is not
-// finite is an error.
-Status check_logits(const float* logits, size_t vocab, float* largest) {
-  *largest = -std::numeric_limits<float>::infinity();
+// Logits that are looked at together, in L1.
+constexpr size_t kBlock = 2048;
+
+Status non_finite(const float* logits, size_t vocab) {
   for (size_t id = 0; id < vocab; ++id) {
     if (std::isnan(logits[id]) || logits[id] == std::numeric_limits<float>::infinity()) {
       return error(Code::kNonFinite, "the logit of token %zu is %g", id,
                    static_cast<double>(logits[id]));
     }
-    *largest = std::max(*largest, logits[id]);
   }
-  if (std::isinf(*largest))
-    return error(Code::kNonFinite, "none of %zu logits is above -infinity", vocab);
+  return error(Code::kNonFinite, "none of %zu logits is above -infinity", vocab);
+}
+
+struct RowSummary {
+  float largest;
+  double log_sum;  // log Σ exp(logit)
+};
+
+// -infinity is a token that cannot be drawn; anything else that is not finite is an error.
+Status summarise(const ElementwiseKernels& kernels, const float* logits, size_t vocab,
+                 RowSummary* summary) {
+  SoftmaxState state{0, std::numeric_limits<float>::lowest(), 1, 0};
+  alignas(64) float block[kBlock];
+  summary->largest = -std::numeric_limits<float>::infinity();
+  for (size_t begin = 0; begin < vocab; begin += kBlock) {
+    const size_t length = std::min(kBlock, vocab - begin);
+    std::memcpy(block, logits + begin, length * sizeof(float));
+    kernels.softmax_block(block, length, &state);
+    summary->largest = std::max(summary->largest, state.largest);
+  }
+  if (std::isinf(summary->largest) || std::isnan(state.sum)) return non_finite(logits, vocab);
+  summary->log_sum = static_cast<double>(state.shift) + std::log(state.sum);
   return {};
 }
 
@@ -53,9 +73,9 @@ void penalise(const float* logits, size_t vocab, double penalty,
 }
 
 // The k-th largest score, or -infinity where k is off or all are to be kept.
-float top_k_threshold(const std::vector<float>& scores, size_t k, std::vector<float>* ranked) {
+float top_k_threshold(std::span<const float> scores, size_t k, std::vector<float>* ranked) {
   if (k == 0 || k >= scores.size()) return -std::numeric_limits<float>::infinity();
-  *ranked = scores;
+  ranked->assign(scores.begin(), scores.end());
   const auto kth = ranked->begin() + static_cast<ptrdiff_t>(k - 1);
   std::nth_element(ranked->begin(), kth, ranked->end(), std::greater<>());
   return *kth;
@@ -91,14 +111,6 @@ void normalise(std::vector<Candidate>* candidates) {
   for (Candidate& candidate : *candidates) candidate.probability /= sum;
 }
 
-float log_probability(const float* logits, size_t vocab, int32_t id) {
-  const double largest = static_cast<double>(*std::max_element(logits, logits + vocab));
-  double sum = 0;
-  for (size_t other = 0; other < vocab; ++other)
-    sum += std::exp(static_cast<double>(logits[other]) - largest);
-  return static_cast<float>(static_cast<double>(logits[id]) - largest - std::log(sum));
-}
-
 // Uniform in [0, 1) with 53 bits.
 double uniform(uint64_t seed, uint64_t stream, uint64_t step) {
   const auto words =
@@ -110,30 +122,33 @@ double uniform(uint64_t seed, uint64_t stream, uint64_t step) {
 
 }  // namespace
 
-Status sampling_candidates(const float* logits, size_t vocab, const SamplingConfig& config,
-                           std::span<const int32_t> context_ids, SamplingScratch* scratch) {
+Status sampling_candidates(const ElementwiseKernels& kernels, const float* logits, size_t vocab,
+                           const SamplingConfig& config, std::span<const int32_t> context_ids,
+                           SamplingScratch* scratch) {
   LR_RETURN_IF_ERROR(check_config(config));
-  float largest;
-  LR_RETURN_IF_ERROR(check_logits(logits, vocab, &largest));
-  std::vector<float>& scores = scratch->scores;
-  scores.assign(logits, logits + vocab);
+  RowSummary summary;
+  LR_RETURN_IF_ERROR(summarise(kernels, logits, vocab, &summary));
+  scratch->log_sum = summary.log_sum;
+  std::span<const float> scores(logits, vocab);
   if (config.repetition_penalty != 1) {
-    penalise(logits, vocab, config.repetition_penalty, context_ids, scores.data());
-    LR_RETURN_IF_ERROR(check_logits(scores.data(), vocab, &largest));
+    scratch->scores.assign(logits, logits + vocab);
+    penalise(logits, vocab, config.repetition_penalty, context_ids, scratch->scores.data());
+    scores = scratch->scores;
+    LR_RETURN_IF_ERROR(summarise(kernels, scores.data(), vocab, &summary));
   }
 
   std::vector<Candidate>& candidates = scratch->candidates;
   candidates.clear();
   if (config.temperature == 0) {
-    const auto first = std::find(scores.begin(), scores.end(), largest);
-    candidates.push_back({static_cast<int32_t>(first - scores.begin()), largest, 1});
+    const auto first = std::find(scores.begin(), scores.end(), summary.largest);
+    candidates.push_back({static_cast<int32_t>(first - scores.begin()), summary.largest, 1});
     return {};
   }
   // A positive temperature changes no order, so the k-th is found before it divides.
   const float threshold = top_k_threshold(scores, config.top_k, &scratch->ranked);
   for (size_t id = 0; id < vocab; ++id) {
     if (scores[id] < threshold || std::isinf(scores[id])) continue;
-    const double below_largest = static_cast<double>(scores[id]) - static_cast<double>(largest);
+    const double below_largest = static_cast<double>(scores[id]) - static_cast<double>(summary.largest);
     candidates.push_back(
         {static_cast<int32_t>(id), scores[id], std::exp(below_largest / config.temperature)});
   }
@@ -155,10 +170,11 @@ Status sampling_candidates(const float* logits, size_t vocab, const SamplingConf
   return {};
 }
 
-Status sample_row(const float* logits, size_t vocab, const SamplingConfig& config,
-                  std::span<const int32_t> context_ids, uint64_t seed, uint64_t stream,
-                  uint64_t step, SamplingScratch* scratch, int32_t* id, float* logprob) {
-  LR_RETURN_IF_ERROR(sampling_candidates(logits, vocab, config, context_ids, scratch));
+Status sample_row(const ElementwiseKernels& kernels, const float* logits, size_t vocab,
+                  const SamplingConfig& config, std::span<const int32_t> context_ids, uint64_t seed,
+                  uint64_t stream, uint64_t step, SamplingScratch* scratch, int32_t* id,
+                  float* logprob) {
+  LR_RETURN_IF_ERROR(sampling_candidates(kernels, logits, vocab, config, context_ids, scratch));
   const std::vector<Candidate>& candidates = scratch->candidates;
   const double drawn = uniform(seed, stream, step);
   double below = 0;
@@ -170,7 +186,7 @@ Status sample_row(const float* logits, size_t vocab, const SamplingConfig& confi
       break;
     }
   }
-  *logprob = log_probability(logits, vocab, *id);
+  *logprob = static_cast<float>(static_cast<double>(logits[*id]) - scratch->log_sum);
   return {};
 }
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/status.h"
+#include "ops/cpu/elementwise_kernels.h"
 
 namespace lowrank {
 
@@ -35,18 +36,21 @@ struct SamplingScratch {
   std::vector<float> scores;
   std::vector<float> ranked;
   std::vector<Candidate> candidates;
+  double log_sum;  // log Σ exp of the row's logits
 };
 
 // The tokens that may be drawn, in order of id, with probabilities that sum to 1; one where greedy.
 // kInvalidOption for a value out of its range; kNonFinite where a logit is NaN or infinite, or all
 // are -infinity.
-Status sampling_candidates(const float* logits, size_t vocab, const SamplingConfig&,
-                           std::span<const int32_t> context_ids, SamplingScratch* scratch);
+Status sampling_candidates(const ElementwiseKernels&, const float* logits, size_t vocab,
+                           const SamplingConfig&, std::span<const int32_t> context_ids,
+                           SamplingScratch* scratch);
 
 // Draws one of the candidates. `context_ids`: the tokens so far, which the penalty applies to; ids
 // outside the vocabulary are passed over. *logprob: log-softmax of `logits` themselves at *id.
-Status sample_row(const float* logits, size_t vocab, const SamplingConfig&,
-                  std::span<const int32_t> context_ids, uint64_t seed, uint64_t stream,
-                  uint64_t step, SamplingScratch* scratch, int32_t* id, float* logprob);
+Status sample_row(const ElementwiseKernels&, const float* logits, size_t vocab,
+                  const SamplingConfig&, std::span<const int32_t> context_ids, uint64_t seed,
+                  uint64_t stream, uint64_t step, SamplingScratch* scratch, int32_t* id,
+                  float* logprob);
 
 }  // namespace lowrank

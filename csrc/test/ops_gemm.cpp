@@ -152,7 +152,7 @@ Part random_part(Context& context, Random& random, DType type, size_t m, bool de
 // Whether gemm() rounds the operands of these parts.
 bool takes_bf16(const Context& context, size_t m, const std::vector<Part>& parts) {
   if (context.compute != ComputeType::kBf16 || context.kernels.gemm.bf16 == nullptr) return false;
-  bool unit_columns = true, dots = m <= 8;
+  bool unit_columns = true, dots = m <= gemm_dot_rows(context);
   for (const Part& part : parts) {
     for (const Term& term : part.terms) {
       unit_columns &= term.a_col == 1;
@@ -194,11 +194,12 @@ void check_parts(Context& context, const char* level, DType type, size_t m,
                  std::vector<Part>& parts) {
   const std::string what =
       std::string("gemm ") + level + (context.compute == ComputeType::kBf16 ? " bf16 " : " ") +
+      (context.decoding ? "decoding " : "") +
       dtype_info(type).name + " m=" + std::to_string(m);
   std::vector<std::vector<float>> outputs;  // of each thread count
   for (size_t threads : {1, 2, 3, 7}) {
     ThreadPool pool(threads);
-    Context with_threads{pool, context.kernels, context.compute};
+    Context with_threads{.pool = pool, .kernels = context.kernels, .compute = context.compute, .decoding = context.decoding};
     std::vector<std::vector<float>> c;
     std::vector<GemmPart> views;
     for (Part& part : parts) {
@@ -251,7 +252,7 @@ void test_random_shapes(Context& context, const char* level) {
     if (!dtype_info(type).is_weight) continue;
     for (int round = 0; round < 6; ++round) {
       const bool decoding = round < 2;
-      const size_t m = decoding ? 1 + random.below(8) : odd_size(random);
+      const size_t m = decoding ? 1 + random.below(gemm_dot_rows(context)) : odd_size(random);
       std::vector<Part> parts;
       for (size_t count = 1 + random.below(3); count > 0; --count)
         parts.push_back(random_part(context, random, type, m, decoding));
@@ -262,7 +263,8 @@ void test_random_shapes(Context& context, const char* level) {
   }
 }
 
-// Rows of A may be cut anywhere: the first rows of a product are the product of the first rows.
+// Rows of A may be cut anywhere: the first rows of a product are the product of the first rows, among packed
+// products and among row-wise dot products.
 void test_rows_are_independent(Context& context, const char* level) {
   Random random(test_seed() + 1);
   const size_t m = 40, k = 928, n = 70;
@@ -270,10 +272,15 @@ void test_rows_are_independent(Context& context, const char* level) {
   const std::vector<float> a = random.normals(m * k);
   std::vector<float> whole(m * n), first(m * n);
   const GemmTerm term{a.data(), k, 1, weight->matrix, true, k};
-  expect_ok(gemm(context, m, term, whole.data(), n, n, false), "gemm");
-  expect_ok(gemm(context, 13, term, first.data(), n, n, false), "gemm");
-  expect(std::memcmp(whole.data(), first.data(), 13 * n * sizeof(float)) == 0,
-         "%s: rows depend on how many there are", level);
+  const auto compare = [&](size_t all, size_t some) {
+    expect_ok(gemm(context, all, term, whole.data(), n, n, false), "gemm");
+    expect_ok(gemm(context, some, term, first.data(), n, n, false), "gemm");
+    expect(std::memcmp(whole.data(), first.data(), some * n * sizeof(float)) == 0,
+           "%s: %zu rows of a product differ from those of %zu", level, some, all);
+  };
+  const size_t dot_rows = gemm_dot_rows(context);
+  compare(m, dot_rows + 5);
+  for (size_t some = 1; some < dot_rows; ++some) compare(dot_rows, some);
 }
 
 void test_tn(Context& context, const char* level) {
@@ -348,10 +355,12 @@ void test_empty_and_errors(Context& context, const char* level) {
 int main() {
   for_each_level(2, [](Context& context, const char* level) {
     for (ComputeType compute : {ComputeType::kF32, ComputeType::kBf16}) {
-      Context computing{context.pool, context.kernels, compute};
-      test_random_shapes(computing, level);
-      test_rows_are_independent(computing, level);
-      test_empty_and_errors(computing, level);
+      for (bool decoding : {false, true}) {
+        Context computing{.pool = context.pool, .kernels = context.kernels, .compute = compute, .decoding = decoding};
+        test_random_shapes(computing, level);
+        test_rows_are_independent(computing, level);
+        test_empty_and_errors(computing, level);
+      }
     }
     test_tn(context, level);
   });

@@ -47,7 +47,7 @@ void compare(const std::vector<float>& logits, const std::vector<Candidate>& can
   }
 }
 
-void test_transformers(const char* path) {
+void test_transformers(const ElementwiseKernels& kernels, const char* path) {
   constexpr size_t kConfigs = 15;  // CONFIGS of the script
   std::ifstream file(path);
   if (!expect(file.good(), "cannot read %s", path)) return;
@@ -64,7 +64,7 @@ void test_transformers(const char* path) {
         return;
       const SamplingConfig config{values[0], static_cast<size_t>(values[1]), values[2], values[3],
                                   values[4]};
-      if (!expect_ok(sampling_candidates(logits.data(), logits.size(), config, ids, &scratch),
+      if (!expect_ok(sampling_candidates(kernels, logits.data(), logits.size(), config, ids, &scratch),
                      "candidates"))
         continue;
       compare(logits, scratch.candidates, want, test_case);
@@ -76,13 +76,13 @@ void test_transformers(const char* path) {
 
 // Draws with one seed follow the candidates' probabilities, and any (seed, stream, step) always
 // gives the same.
-void test_draws() {
+void test_draws(const ElementwiseKernels& kernels) {
   Random random(test_seed());
   const std::vector<float> logits = random.normals(40);
   const SamplingConfig config{
       .temperature = 0.9, .top_k = 20, .top_p = 0.95, .min_p = 0, .repetition_penalty = 1};
   SamplingScratch scratch;
-  expect_ok(sampling_candidates(logits.data(), logits.size(), config, {}, &scratch), "candidates");
+  expect_ok(sampling_candidates(kernels, logits.data(), logits.size(), config, {}, &scratch), "candidates");
   const std::vector<Candidate> candidates = scratch.candidates;
   constexpr size_t kDraws = 200000;
   const uint64_t seed = random.next();
@@ -93,14 +93,14 @@ void test_draws() {
   for (size_t draw = 0; draw < kDraws; ++draw) {
     int32_t id = -1, again = -1;
     float logprob = 0;
-    expect_ok(sample_row(logits.data(), logits.size(), config, {}, seed, draw % 5, draw / 5,
+    expect_ok(sample_row(kernels, logits.data(), logits.size(), config, {}, seed, draw % 5, draw / 5,
                          &scratch, &id, &logprob),
               "draw");
     ++counts[static_cast<size_t>(id)];
     if (draw % 1000 != 0) continue;
     expect_near(logprob, static_cast<double>(logits[static_cast<size_t>(id)]) - log_sum, 1e-6,
                 "log-probability", draw);
-    expect_ok(sample_row(logits.data(), logits.size(), config, {}, seed, draw % 5, draw / 5,
+    expect_ok(sample_row(kernels, logits.data(), logits.size(), config, {}, seed, draw % 5, draw / 5,
                          &scratch, &again, &logprob),
               "draw");
     expect(id == again, "draw %zu gives %d, then %d", draw, id, again);
@@ -122,14 +122,14 @@ void test_draws() {
          "chi-square %g with %g degrees of freedom", chi_square, degrees);
 }
 
-void test_greedy() {
+void test_greedy(const ElementwiseKernels& kernels) {
   SamplingScratch scratch;
   const SamplingConfig greedy{
       .temperature = 0, .top_k = 3, .top_p = 0.1, .min_p = 0.5, .repetition_penalty = 1};
   const std::vector<float> logits{1, 3, -2, 3, 0.5f};
   int32_t id = -1;
   float logprob = 1;
-  expect_ok(sample_row(logits.data(), logits.size(), greedy, {}, 1, 2, 3, &scratch, &id, &logprob),
+  expect_ok(sample_row(kernels, logits.data(), logits.size(), greedy, {}, 1, 2, 3, &scratch, &id, &logprob),
             "greedy");
   expect(id == 1, "greedy takes %d instead of the first of the largest", id);
   expect_near(logprob, 3 - std::log(std::exp(1) + 2 * std::exp(3) + std::exp(-2) + std::exp(0.5)),
@@ -137,7 +137,7 @@ void test_greedy() {
   SamplingConfig penalised = greedy;
   penalised.repetition_penalty = 4;
   const int32_t context[] = {1, 3, 3, -7, 1000};  // ids outside the vocabulary are passed over
-  expect_ok(sample_row(logits.data(), logits.size(), penalised, context, 1, 2, 3, &scratch, &id,
+  expect_ok(sample_row(kernels, logits.data(), logits.size(), penalised, context, 1, 2, 3, &scratch, &id,
                        &logprob),
             "greedy with penalty");
   expect(id == 0, "greedy with penalty takes %d instead of 0", id);
@@ -146,18 +146,18 @@ void test_greedy() {
   const SamplingConfig sampled{
       .temperature = 1e-300, .top_k = 2, .top_p = 0.5, .min_p = 0.1, .repetition_penalty = 1};
   expect_ok(
-      sample_row(one_left.data(), one_left.size(), sampled, {}, 1, 2, 3, &scratch, &id, &logprob),
+      sample_row(kernels, one_left.data(), one_left.size(), sampled, {}, 1, 2, 3, &scratch, &id, &logprob),
       "one token left");
   expect(id == 2 && logprob == 0, "of one token left: %d with %g", id,
          static_cast<double>(logprob));
 }
 
-void test_errors() {
+void test_errors(const ElementwiseKernels& kernels) {
   SamplingScratch scratch;
   int32_t id;
   float logprob;
   const auto run = [&](const std::vector<float>& logits, const SamplingConfig& config) {
-    return sample_row(logits.data(), logits.size(), config, {}, 0, 0, 0, &scratch, &id, &logprob);
+    return sample_row(kernels, logits.data(), logits.size(), config, {}, 0, 0, 0, &scratch, &id, &logprob);
   };
   const float infinity = static_cast<float>(kInfinity),
               nan = std::numeric_limits<float>::quiet_NaN();
@@ -184,9 +184,12 @@ void test_errors() {
 
 int main(int argc, char** argv) {
   using namespace lowrank::test;
-  test_transformers(argc > 1 ? argv[1] : "test/fixtures/sampling/cases.txt");
-  test_draws();
-  test_greedy();
-  test_errors();
+  for (const lowrank::CpuLevel level : lowrank::available_levels()) {
+    const lowrank::ElementwiseKernels& kernels = lowrank::kernels_for(level).elementwise;
+    test_transformers(kernels, argc > 1 ? argv[1] : "test/fixtures/sampling/cases.txt");
+    test_draws(kernels);
+    test_greedy(kernels);
+    test_errors(kernels);
+  }
   return finish();
 }

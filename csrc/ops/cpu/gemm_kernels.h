@@ -24,7 +24,7 @@ constexpr size_t kGemmMaxBlockK = 832;
 // The most terms of a sum that lie in one packed block.
 constexpr size_t kGemmMaxSegments = 64;
 // The most rows of A that `dot` takes.
-constexpr size_t kGemmMaxDotRows = 4;
+constexpr size_t kGemmMaxDotRows = 16;
 
 // A[m, k] at a[m * row + k * col]: the operand of `k` consecutive rows of a packed block.
 struct GemmSegment {

@@ -45,6 +45,21 @@ LR_INLINE float half_at(const uint8_t* p) {
 #endif
 }
 
+// Two that lie side by side.
+struct Halves {
+  float first, second;
+};
+LR_INLINE Halves halves_at(const uint8_t* p) {
+#if defined(__F16C__)
+  int both;
+  memcpy(&both, p, sizeof both);
+  const __m128 x = _mm_cvtph_ps(_mm_cvtsi32_si128(both));
+  return {x[0], x[1]};
+#else
+  return {half_at(p), half_at(p + 2)};
+#endif
+}
+
 // 16 signed bytes to fp32, in 16 / kWidth vectors.
 LR_INLINE void widen(U8x16 q, V::T* v) {
 #if defined(__AVX512F__)
@@ -113,16 +128,16 @@ LR_INLINE Unit looked_up(const uint8_t* nibbles, V::T table) {
 #endif
 
 // The non-linear 4-bit codes of IQ4_NL and IQ4_XS.
+alignas(16) constexpr int8_t kIq4Codes[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                              1,    13,   25,  38,  53,  69,  89,  113};
 LR_INLINE U8x16 iq4_codes(U8x16 q) {
-  alignas(16) static constexpr int8_t kCodes[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                                    1,    13,   25,  38,  53,  69,  89,  113};
 #if defined(__SSSE3__)
-  return (U8x16)_mm_shuffle_epi8(_mm_load_si128((const __m128i*)kCodes), (__m128i)q);
+  return (U8x16)_mm_shuffle_epi8(_mm_load_si128((const __m128i*)kIq4Codes), (__m128i)q);
 #elif defined(__aarch64__)
-  return (U8x16)vqtbl1q_s8(vld1q_s8(kCodes), (uint8x16_t)q);
+  return (U8x16)vqtbl1q_s8(vld1q_s8(kIq4Codes), (uint8x16_t)q);
 #else
   U8x16 codes;
-  for (size_t i = 0; i < 16; ++i) codes[i] = static_cast<uint8_t>(kCodes[q[i]]);
+  for (size_t i = 0; i < 16; ++i) codes[i] = static_cast<uint8_t>(kIq4Codes[q[i]]);
   return codes;
 #endif
 }
@@ -160,6 +175,69 @@ LR_INLINE U8x16 spread_bits(uint16_t bits, uint8_t value) {
 #endif
 }
 
+// What a nibble stands for before its block's scale.
+struct PlainCode {
+  LR_INLINE U8x16 of(U8x16 q) { return q; }
+  LR_INLINE float value(int q) { return static_cast<float>(q); }
+};
+struct CentredCode {
+  LR_INLINE U8x16 of(U8x16 q) { return q - 8; }
+  LR_INLINE float value(int q) { return static_cast<float>(q - 8); }
+};
+struct Iq4Code {
+  LR_INLINE U8x16 of(U8x16 q) { return iq4_codes(q); }
+  LR_INLINE float value(int q) { return static_cast<float>(kIq4Codes[q]); }
+};
+
+#if defined(__AVX512F__)
+// A register holds the weights of all sixteen codes, so a weight is looked up by one instruction,
+// which reads the lowest four bits of each lane.
+template <class Code>
+LR_INLINE V::T all_codes() {
+  return V::T{Code::value(0),  Code::value(1),  Code::value(2),  Code::value(3),
+              Code::value(4),  Code::value(5),  Code::value(6),  Code::value(7),
+              Code::value(8),  Code::value(9),  Code::value(10), Code::value(11),
+              Code::value(12), Code::value(13), Code::value(14), Code::value(15)};
+}
+LR_INLINE __m512i lanes_of(U8x16 q) { return _mm512_cvtepu8_epi32((__m128i)q); }
+LR_INLINE Unit nibbles_of(U8x16 q, V::T weights) {
+  const __m512i low = lanes_of(q), high = _mm512_srli_epi32(low, 4);
+  return {{_mm512_permutexvar_ps(low, weights), _mm512_permutexvar_ps(high, weights)}};
+}
+#endif
+
+// weight = d · code, the low nibbles before the high ones.
+template <class Code>
+LR_INLINE Unit scaled_nibbles(U8x16 q, float d) {
+#if defined(__AVX512F__)
+  return nibbles_of(q, V::mul(V::set(d), all_codes<Code>()));
+#else
+  return scaled(Code::of(q & 15), Code::of(bits_of(q, 4, 15)), d, d);
+#endif
+}
+
+// weight = d · code + m, likewise.
+LR_INLINE Unit affine_nibbles(U8x16 q, float d, float m) {
+#if defined(__AVX512F__)
+  return nibbles_of(q, V::add(V::mul(V::set(d), all_codes<PlainCode>()), V::set(m)));
+#else
+  return affine(q & 15, bits_of(q, 4, 15), d, d, m, m);
+#endif
+}
+
+// weight = d · code + m of the nibbles of 32 bytes that begin at bit `shift`, 0 or 4.
+LR_INLINE Unit affine_nibbles_at(const uint8_t* q, size_t shift, float d, float m) {
+  const U8x16 low = load_bytes(q), high = load_bytes(q + 16);
+#if defined(__AVX512F__)
+  const V::T weights = V::add(V::mul(V::set(d), all_codes<PlainCode>()), V::set(m));
+  const __m128i count = _mm_cvtsi32_si128(static_cast<int>(shift));
+  return {{_mm512_permutexvar_ps(_mm512_srl_epi32(lanes_of(low), count), weights),
+           _mm512_permutexvar_ps(_mm512_srl_epi32(lanes_of(high), count), weights)}};
+#else
+  return affine(bits_of(low, shift, 15), bits_of(high, shift, 15), d, d, m, m);
+#endif
+}
+
 // The 6-bit scale and minimum of sub-block j of Q4_K and Q5_K, packed in 12 bytes.
 struct ScaleMin {
   uint8_t scale, min;
@@ -189,9 +267,7 @@ struct Source<DType::kQ4_0> {  // d f16, nibbles[16]
     return looked_up(
         b + 2, V::mul(half_in_lanes(b), V::sub(nibble_values(), V::set(8.0f))));
 #else
-    const float d = half_at(b);
-    const U8x16 q = load_bytes(b + 2);
-    return scaled((q & 15) - 8, bits_of(q, 4, 15) - 8, d, d);
+    return scaled_nibbles<CentredCode>(load_bytes(b + 2), half_at(b));
 #endif
   }
 };
@@ -203,9 +279,8 @@ struct Source<DType::kQ4_1> {  // d f16, m f16, nibbles[16]
     return looked_up(
         b + 4, V::add(V::mul(half_in_lanes(b), nibble_values()), half_in_lanes(b + 2)));
 #else
-    const float d = half_at(b), m = half_at(b + 2);
-    const U8x16 q = load_bytes(b + 4);
-    return affine(q & 15, bits_of(q, 4, 15), d, d, m, m);
+    const Halves scale = halves_at(b);
+    return affine_nibbles(load_bytes(b + 4), scale.first, scale.second);
 #endif
   }
 };
@@ -239,9 +314,7 @@ struct Source<DType::kQ5_1> {  // d f16, m f16, high bits u32, nibbles[16]
 template <>
 struct Source<DType::kIQ4_NL> {  // d f16, nibbles[16]
   LR_INLINE Unit unit(const uint8_t* b, size_t) {
-    const float d = half_at(b);
-    const U8x16 q = load_bytes(b + 2);
-    return scaled(iq4_codes(q & 15), iq4_codes(bits_of(q, 4, 15)), d, d);
+    return scaled_nibbles<Iq4Code>(load_bytes(b + 2), half_at(b));
   }
 };
 
@@ -252,8 +325,7 @@ struct Source<DType::kIQ4_XS> {  // d f16, high scale bits u16, low scale nibble
     const int low = (b[4 + sub / 2] >> (4 * (sub & 1))) & 15;
     const int high = (b[2 + sub / 4] >> (2 * (sub & 3))) & 3;
     const float d = half_at(b) * static_cast<float>((low | (high << 4)) - 32);
-    const U8x16 q = load_bytes(b + 8 + 16 * sub);
-    return scaled(iq4_codes(q & 15), iq4_codes(bits_of(q, 4, 15)), d, d);
+    return scaled_nibbles<Iq4Code>(load_bytes(b + 8 + 16 * sub), d);
   }
 };
 
@@ -295,12 +367,10 @@ template <>
 struct Source<DType::kQ4_K> {  // d f16, dmin f16, scales[12], nibbles[128]
   LR_INLINE Unit unit(const uint8_t* b, size_t sub) {
     const ScaleMin s = k4_scale_min(b + 4, sub);
-    const float d = half_at(b) * static_cast<float>(s.scale),
-                m = -(half_at(b + 2) * static_cast<float>(s.min));
-    const uint8_t* q = b + 16 + 32 * (sub / 2);
-    const size_t shift = 4 * (sub & 1);
-    return affine(bits_of(load_bytes(q), shift, 15), bits_of(load_bytes(q + 16), shift, 15), d, d,
-                  m, m);
+    const Halves scale = halves_at(b);
+    return affine_nibbles_at(b + 16 + 32 * (sub / 2), 4 * (sub & 1),
+                             scale.first * static_cast<float>(s.scale),
+                             -(scale.second * static_cast<float>(s.min)));
   }
 };
 
@@ -373,13 +443,25 @@ struct Source<DType::kF16> {
 template <DType kType>
 constexpr bool kIsScalar = kDTypes[static_cast<size_t>(kType)].block_elements == 1;
 
+// Bytes that a unit takes of a row, rounded down.
 template <DType kType>
-LR_INLINE Unit unit_at(const uint8_t* row,
-                       size_t index) {  // weights [32·index, 32·index + 32) of a row
-  constexpr DTypeInfo kInfo = kDTypes[static_cast<size_t>(kType)];
-  constexpr size_t kUnitsPerBlock = kInfo.block_elements / kUnit;
-  return Source<kType>::unit(row + index / kUnitsPerBlock * kInfo.block_bytes,
-                             index % kUnitsPerBlock);
+constexpr size_t kUnitBytes = kDTypes[static_cast<size_t>(kType)].block_bytes * kUnit /
+                              kDTypes[static_cast<size_t>(kType)].block_elements;
+
+// Weights [32·index, 32·index + 32) of a row.
+template <DType kType>
+LR_INLINE Unit unit_at(const uint8_t* row, size_t index) {
+  if constexpr (kIsScalar<kType>) {
+    Unit u;
+    for (size_t i = 0; i < kUnitVectors; ++i)
+      u.v[i] = Source<kType>::vector(row, index * kUnit + i * V::kWidth);
+    return u;
+  } else {
+    constexpr DTypeInfo kInfo = kDTypes[static_cast<size_t>(kType)];
+    constexpr size_t kUnitsPerBlock = kInfo.block_elements / kUnit;
+    return Source<kType>::unit(row + index / kUnitsPerBlock * kInfo.block_bytes,
+                               index % kUnitsPerBlock);
+  }
 }
 
 LR_INLINE void store_unit(float* out, const Unit& u) {
