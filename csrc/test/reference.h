@@ -12,6 +12,7 @@
 
 #include "core/context.h"
 #include "core/cpu_level.h"
+#include "amx_trap.h"
 #include "ops/cpu/kernels.h"
 
 namespace lowrank::test {
@@ -102,13 +103,21 @@ inline bool expect_all_near(const float* got, const std::vector<double>& want, d
                          what);
 }
 
-// f(Context&, const char* level) with `threads` threads, for every level that this machine runs.
+// The levels that this machine runs, and amx where its instructions can be run by a handler.
+inline std::vector<CpuLevel> tested_levels() {
+  std::vector<CpuLevel> levels = available_levels();
+  if (trap_tile_instructions()) levels.push_back(CpuLevel::kAmx);
+  return levels;
+}
+
+// f(Context&, const char* level) with `threads` threads, for every level that this machine can test.
 template <class F>
 void for_each_level(size_t threads, F&& f) {
   ThreadPool pool(threads);
-  for (CpuLevel level : available_levels()) {
+  for (CpuLevel level : tested_levels()) {
     Context context{pool, kernels_for(level)};
     f(context, level_name(level));
+    expect(threads_with_tiles() == 0, "%s: threads were left with tiles configured", level_name(level));
   }
 }
 

@@ -1,5 +1,6 @@
 #include "ops/cpu/peak_kernels.h"
 
+#include "ops/cpu/amx_tiles.h"
 #include "ops/cpu/vec.h"
 
 namespace lowrank::LR_ISA {
@@ -32,34 +33,25 @@ double multiply_add(size_t iterations) {
 }
 
 #if defined(__AMX_BF16__)
-// The layout that LDTILECFG reads.
-struct alignas(64) TileConfiguration {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
 double multiply_add_bf16(size_t iterations) {
   constexpr size_t kProducts = 4, kFlopOfProduct = 2 * 16 * 16 * 32;
-  const TileConfiguration configuration;
-  _tile_loadconfig(&configuration);
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  _tile_zero(4);
-  _tile_zero(5);
-  _tile_zero(6);
-  _tile_zero(7);
+  const TileScope tiles;
+  tile_zero<0>();
+  tile_zero<1>();
+  tile_zero<2>();
+  tile_zero<3>();
+  tile_zero<4>();
+  tile_zero<5>();
+  tile_zero<6>();
+  tile_zero<7>();
   // A product takes as long as eight vectors' worth of FMA.
   iterations /= 8;
   for (size_t i = 0; i < iterations; ++i) {
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    tile_multiply<0, 4, 6>();
+    tile_multiply<1, 4, 7>();
+    tile_multiply<2, 5, 6>();
+    tile_multiply<3, 5, 7>();
   }
-  _tile_release();
   return static_cast<double>(iterations) * kProducts * kFlopOfProduct;
 }
 #elif defined(__AVX512BF16__)
