@@ -20,6 +20,10 @@ describe('native ops, on every instruction-set level of this machine', () => {
     });
   }
 
+  it('amx_trap: tile instructions one by one, as hardware or its twin runs and refuses them', () => {
+    assert.match(run(join(build, 'ops_amx_trap'), []), /^ok$/m);
+  });
+
   it('keep their instructions to themselves: no kernel object has a weak symbol that another level could be given', () => {
     const folder = join(build, 'CMakeFiles');
     const objects = readdirSync(folder, { recursive: true, encoding: 'utf8' })
@@ -32,5 +36,19 @@ describe('native ops, on every instruction-set level of this machine', () => {
         .filter((line) => /^[0-9a-f]* +[WVu] /.test(line));
       assert.deepEqual(leaked, [], `${basename(object)} of ${object}`);
     }
+  });
+
+  it('keep tile instructions to the level amx', function () {
+    this.timeout(120_000);
+    if (process.arch !== 'x64') this.skip();
+    const folder = join(build, 'CMakeFiles');
+    const withTiles = readdirSync(folder, { recursive: true, encoding: 'utf8' })
+      .filter((path) => path.endsWith('.o') && !path.startsWith('ops_'))
+      .filter((path) => /\t(tile|tdp|ldtilecfg|sttilecfg)/.test(run('objdump', ['-d', '--no-show-raw-insn', join(folder, path)])));
+    assert(withTiles.length > 0);
+    assert.deepEqual(
+      withTiles.filter((path) => !path.startsWith('kernels_amx.dir')),
+      [],
+    );
   });
 });
