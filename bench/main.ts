@@ -1,7 +1,7 @@
-// npm run bench [-- --only ops,shares,training,lengths,generation] [--peers] [--isa LEVEL] [--blocks N] [--steps N]
+// npm run bench [-- --only ops,shares,training,lengths,generation,startup] [--peers] [--isa LEVEL] [--blocks N] [--steps N]
 // Prints every op's share of its floor on this machine and of a training step, whole steps in tokens/s and peak memory, what long
-// sequences cost, and generation. With --peers also PEFT's and llama.cpp's on the same work, interleaved block by block, and all of it
-// goes to results/<machine>.{json,md}.
+// sequences cost, generation, and how long the first step is in coming. With --peers also PEFT's and llama.cpp's on the same work,
+// interleaved block by block, and all of it goes to results/<machine>.{json,md}.
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -12,7 +12,8 @@ import { CausalLM } from '../lib/index.ts';
 import { timeGeneration } from './generation.ts';
 import { type Machine, thisMachine } from './machine.ts';
 import { timeOps } from './ops.ts';
-import { generationTable, lengthsTable, machineText, opsTable, sharesTable, trainingTable } from './report.ts';
+import { generationTable, lengthsTable, machineText, opsTable, sharesTable, startupTable, trainingTable } from './report.ts';
+import { timeStartup } from './startup.ts';
 import { timeLengths, timeShares, timeTraining, type Weights } from './training.ts';
 
 const { values } = parseArgs({
@@ -95,6 +96,13 @@ const sections: Record<string, Section> = {
     async run(machine) {
       const results = await timeGeneration({ machine, gguf: await fetchSmolLm2(), peers: values.peers });
       return { results, text: generationTable(results) };
+    },
+  },
+  startup: {
+    title: 'From new LoraTrainer(…) to the first step',
+    async run() {
+      const results = await timeStartup(await smolLm2());
+      return { results, text: startupTable(results) };
     },
   },
 };

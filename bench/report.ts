@@ -2,6 +2,7 @@
 import type { GenerationResult } from './generation.ts';
 import type { Machine } from './machine.ts';
 import type { OpResult } from './ops.ts';
+import type { StartupResult } from './startup.ts';
 import type { LengthResult, SharesResult, TrainingResult } from './training.ts';
 
 type Align = 'left' | 'right';
@@ -148,6 +149,26 @@ export function generationTable(results: GenerationResult[]): string {
       ['16 rows', 'right'],
       ['16 rows against 1', 'right'],
       ['peak memory', 'right'],
+    ],
+    rows,
+  );
+}
+
+export function startupTable(results: StartupResult[]): string {
+  const rows = results.map(({ weights, whole, phases }) => {
+    const { import: imported, model, rows, prepare, firstStep, secondStep } = phases;
+    return [weights, ...[whole, imported, model, rows, prepare, firstStep, secondStep].map((milliseconds) => milliseconds.toFixed(0))];
+  });
+  return table(
+    [
+      ['weights', 'left'],
+      ['to the first step, ms', 'right'],
+      ['of it or before: import', 'right'],
+      ['model, tokenizer', 'right'],
+      ['rows', 'right'],
+      ['adapter, packing', 'right'],
+      ['first step', 'right'],
+      ['a later one', 'right'],
     ],
     rows,
   );

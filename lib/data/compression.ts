@@ -1,6 +1,5 @@
 import { pipeline, type Readable } from 'node:stream';
 import zlib from 'node:zlib';
-import { Decompress } from 'fzstd';
 
 /** A stream's bytes, unpacked by the file's second ending: 'gz', 'zst' or none. */
 export function decompressed(stream: Readable, ending: string | undefined): AsyncIterable<Uint8Array> {
@@ -18,6 +17,7 @@ function through(stream: Readable, transform: zlib.Gunzip): AsyncIterable<Uint8A
 
 async function* unzstd(stream: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
   const ready: Uint8Array[] = [];
+  const { Decompress } = await import('fzstd');
   const decoder = new Decompress((chunk) => ready.push(chunk));
   for await (const chunk of stream) {
     decoder.push(chunk);

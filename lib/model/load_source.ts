@@ -19,7 +19,8 @@ interface Parts {
   native: NativeModelConfig;
   tensors: TensorMap;
   eosIds: number[];
-  tokenizer: Tokenizer | undefined;
+  /** Being built on its own thread. */
+  tokenizer: Promise<Tokenizer> | undefined;
 }
 
 /** Loads a hub id, a folder in Transformers' layout or a .gguf file. */
@@ -28,7 +29,7 @@ export async function loadSource(source: unknown, options: ResolvedLoadOptions):
     throw new LowrankError('INVALID_OPTION', `source is ${shown(source)}; expected a hub id, a folder or a .gguf file`);
   }
   const path = await resolveSource(source, options);
-  const parts = path.endsWith('.gguf') ? await readGguf(path) : await readFolder(path);
+  const { tokenizer, ...parts } = path.endsWith('.gguf') ? await readGguf(path) : await readFolder(path);
   parts.native.tiedHead = await settleTying(parts.tensors, parts.native.tiedHead);
   const model = call(() => native().createModel(parts.native));
   try {
@@ -39,13 +40,13 @@ export async function loadSource(source: unknown, options: ResolvedLoadOptions):
       options.signal,
       options.dtype === 'auto' ? undefined : placeAs(kStorageTypes[options.dtype]),
     );
+    const core: CoreParts = { ...parts, native: model, source, tokenizer: await tokenizer };
+    if (options.revision !== undefined) core.revision = options.revision;
+    return new ModelCore(core);
   } catch (error) {
     model.dispose();
     throw error;
   }
-  const core: CoreParts = { ...parts, native: model, source };
-  if (options.revision !== undefined) core.revision = options.revision;
-  return new ModelCore(core);
 }
 
 /** Path of the folder or .gguf file that the user means. */
@@ -76,8 +77,8 @@ async function readFolder(folder: string): Promise<Parts> {
     ? await readJsonObject(join(folder, 'generation_config.json'), 'INVALID_CONFIG')
     : {};
   const eosIds = [...new Set([...readEosIds(config, 'config.json'), ...readEosIds(generation, 'generation_config.json')])];
+  const tokenizer = (await exists(join(folder, 'tokenizer.json'))) ? awaitedLater(Tokenizer.fromFile(folder)) : undefined;
   const tensors = await openSafetensorsFolder(folder);
-  const tokenizer = (await exists(join(folder, 'tokenizer.json'))) ? await Tokenizer.fromFile(folder) : undefined;
   return { config, family, native: described, tensors, eosIds, tokenizer };
 }
 
@@ -88,8 +89,14 @@ async function readGguf(path: string): Promise<Parts> {
   const config = call(() => ggufToConfig(file, metadata));
   const { family, native: described } = describeModel(config);
   const tensors = openGgufTensors(file, described, String(metadata['general.architecture']));
-  const tokenizer = metadata['tokenizer.ggml.model'] === undefined ? undefined : await Tokenizer.fromGguf(path);
+  const tokenizer = metadata['tokenizer.ggml.model'] === undefined ? undefined : awaitedLater(Tokenizer.fromGguf(path));
   return { config, family, native: described, tensors, eosIds: readEosIds(config, path), tokenizer };
+}
+
+/** Until it is awaited, or when something else fails first, a failure of `work` must not count as unhandled. */
+function awaitedLater<T>(work: Promise<T>): Promise<T> {
+  work.catch(() => undefined);
+  return work;
 }
 
 function readEosIds(config: Record<string, unknown>, name: string): number[] {

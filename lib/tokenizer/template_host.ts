@@ -26,6 +26,20 @@ export async function renderIsolated(request: RenderRequest): Promise<RenderRepl
   }
 }
 
+/** Starts the template process, for a render that is to come soon. */
+export function startRenderer(): void {
+  const nothing: RenderRequest = {
+    source: '',
+    jobs: [],
+    addGenerationPrompt: false,
+    variables: {},
+    spans: undefined,
+    outputLimit: 0,
+    deadline: 1000,
+  };
+  renderIsolated(nothing).catch(() => undefined); // the render itself will say what is wrong
+}
+
 // The thread ends with this process, without a word; the template process would go on to the end of what it renders.
 process.once('exit', () => {
   const pid = Atomics.load(new Int32Array(data.pid), 0);

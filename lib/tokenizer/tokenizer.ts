@@ -1,6 +1,6 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type Decoder, Tokenizer as NativeTokenizer } from 'tokenizers';
+import type { Decoder } from 'tokenizers';
 import { type ErrorCode, LowrankError, shown } from '../errors.ts';
 import { WorkerFailure, WorkerThread } from '../threads/worker_thread.ts';
 import type { Message } from '../types.ts';
@@ -74,13 +74,13 @@ export class Tokenizer {
   readonly #settings: TokenizerSettings;
   readonly #template: ChatTemplate | undefined;
 
-  private constructor(handle: number, reply: LoadReply) {
+  private constructor(handle: number, reply: LoadReply, decoder: Decoder | null) {
     const { settings } = reply;
     const idOf = new Map(reply.special.map(({ id, token }) => [token, id]));
     const id = (name: string) => idOf.get(settings.named[name] ?? '');
     this.#handle = handle;
     this.#table = reply.table;
-    this.#decoder = NativeTokenizer.fromString(reply.decoder).getDecoder();
+    this.#decoder = decoder;
     this.#settings = settings;
     this.bosId = id('bos_token');
     const eos = [id('eos_token'), ...settings.eosIds].filter((value) => value !== undefined);
@@ -121,7 +121,9 @@ export class Tokenizer {
 
   static async #load(source: LoadRequest['source']): Promise<Tokenizer> {
     const tokenizer = nextHandle++;
-    return new Tokenizer(tokenizer, await ask<LoadReply>({ operation: 'load', tokenizer, source }));
+    const reply = await ask<LoadReply>({ operation: 'load', tokenizer, source });
+    const { Tokenizer: NativeTokenizer } = await import('tokenizers');
+    return new Tokenizer(tokenizer, reply, NativeTokenizer.fromString(reply.decoder).getDecoder());
   }
 
   /** Ids of a text. BOS is never doubled: a text that starts with it gets no other. */

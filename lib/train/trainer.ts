@@ -1,5 +1,6 @@
 import { Dataset } from '../data/dataset.ts';
 import { loadDataset } from '../data/load.ts';
+import { prepareToRender } from '../data/prepare_to_render.ts';
 import { LowrankError } from '../errors.ts';
 import { CausalLM } from '../model/causal_lm.ts';
 import { getPeftModel, PeftModel } from '../model/peft_model.ts';
@@ -139,32 +140,43 @@ export class LoraTrainer {
   }
 
   async #load(): Promise<Prepared> {
-    const { args, trainDataset, evalDataset } = this.#options;
-    this.#peft ??= await this.#loadModel();
-    const peft = this.#peft;
-    trainedAdapter(peft);
-    const train = await this.#loadData(peft, trainDataset, args.packing ? args.maxSeqLength : undefined, 'trainDataset');
-    const held = evalDataset === undefined ? undefined : await this.#loadData(peft, evalDataset, undefined, 'evalDataset');
-    return { peft, train, held, maxTokens: train.largest(args.perDeviceTrainBatchSize) };
-  }
-
-  async #loadModel(): Promise<PeftModel> {
-    const { model, peftConfig, args, signal } = this.#options;
-    if (model instanceof PeftModel) return model;
-    const base = typeof model === 'string' ? await CausalLM.fromPretrained(model, { signal }) : model;
+    const { model, trainDataset, args, signal } = this.#options;
+    prepareToRender(trainDataset);
+    const base = this.#peft ?? (typeof model === 'string' ? await CausalLM.fromPretrained(model, { signal }) : model);
+    // Rows are tokenised on other threads while the adapter gets its initial weights.
+    const failure = new AbortController();
+    const data = this.#loadAllData(base, signal ? AbortSignal.any([signal, failure.signal]) : failure.signal);
+    const settled = data.catch(() => undefined);
     try {
-      return await getPeftModel(base, peftConfig, 'default', { seed: args.seed });
+      this.#peft = await this.#withAdapter(base);
     } catch (error) {
-      if (base !== model) await base.dispose();
+      failure.abort();
+      await settled;
+      if (typeof model === 'string') await base.dispose();
       throw error;
     }
+    const { train, held } = await data;
+    return { peft: this.#peft, train, held, maxTokens: train.largest(args.perDeviceTrainBatchSize) };
   }
 
-  async #loadData(peft: PeftModel, source: DataSource, packInto: number | undefined, name: string): Promise<UnitData> {
-    const { args, signal } = this.#options;
-    const { maxSeqLength, onBadRow, completionOnlyLoss, truncation } = args;
+  async #withAdapter(base: CausalLM): Promise<PeftModel> {
+    const { peftConfig, args } = this.#options;
+    const peft = base instanceof PeftModel ? base : await getPeftModel(base, peftConfig, 'default', { seed: args.seed });
+    trainedAdapter(peft);
+    return peft;
+  }
+
+  async #loadAllData(model: CausalLM, signal: AbortSignal): Promise<Pick<Prepared, 'train' | 'held'>> {
+    const { args, trainDataset, evalDataset } = this.#options;
+    const train = await this.#loadData(model, trainDataset, args.packing ? args.maxSeqLength : undefined, 'trainDataset', signal);
+    const held = evalDataset === undefined ? undefined : await this.#loadData(model, evalDataset, undefined, 'evalDataset', signal);
+    return { train, held };
+  }
+
+  async #loadData(model: CausalLM, source: DataSource, packInto: number | undefined, name: string, signal: AbortSignal): Promise<UnitData> {
+    const { maxSeqLength, onBadRow, completionOnlyLoss, truncation } = this.#options.args;
     const isReady = source instanceof Dataset && source.stats().longest <= maxSeqLength;
-    const tokenizer = peft.core.hasTokenizer ? peft.tokenizer : undefined;
+    const tokenizer = model.core.hasTokenizer ? model.tokenizer : undefined;
     const onWarning = (message: string) => this.#progress.warn(`${name}: ${message}`);
     const dataset = isReady
       ? source
