@@ -15,7 +15,7 @@ export interface SystemInfo {
   isaLevels: string[];
   /** Whether the level in use computes in bfloat16 where it is asked to (`args.bf16: true`). */
   bf16: boolean;
-  /** What training computes in where it is not told (`args.bf16: 'auto'`): bfloat16 where its products outrun fp32's. */
+  /** What training computes in where neither `args.bf16` nor the model's `dtype` says: bfloat16 where its products outrun fp32's. */
   computeType: ComputeTypeName;
   threads: number;
   /** The CUDA device; null: the CPU computes. */

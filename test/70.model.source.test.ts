@@ -18,8 +18,8 @@ async function savedModel(changes: Record<string, unknown> = {}, options: Parame
   return { folder, logits };
 }
 
-async function logitsOf(folder: string) {
-  const model = await CausalLM.fromPretrained(folder);
+async function logitsOf(folder: string, options?: Parameters<typeof CausalLM.fromPretrained>[1]) {
+  const model = await CausalLM.fromPretrained(folder, options);
   const logits = await model.forward(kInput);
   await model.dispose();
   return logits;
@@ -89,7 +89,7 @@ describe('loading models from folders', () => {
     for (const dtype of ['bfloat16', 'float16'] as const) {
       const converted = await CausalLM.fromPretrained(folder, { dtype });
       const saved = await savedModel({}, { dtype });
-      assert.deepEqual((await converted.forward(kInput)).data, (await logitsOf(saved.folder)).data);
+      assert.deepEqual((await converted.forward(kInput)).data, (await logitsOf(saved.folder, { dtype })).data);
       const random = await CausalLM.fromConfig(tinyConfig(), { seed: 5, dtype });
       assert.deepEqual((await random.forward(kInput)).data, (await converted.forward(kInput)).data);
       assert.ok(

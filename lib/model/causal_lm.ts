@@ -5,11 +5,12 @@ import { type GenerateOptions, parseGenerateOptions } from '../options/generate_
 import { parseOptions } from '../options/parse.ts';
 import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { type Batch, type InputBatch, kIgnoredLabel, packRows, shiftedTargets } from './batch.ts';
+import { computeTypeOf, kStorageTypes } from './compute_type.ts';
 import { ModelCore } from './core.ts';
 import { describeModel } from './families.ts';
 import { type Generated, generateRows, type Prompt, promptIds, type StreamedToken, streamRow } from './generation.ts';
 import { type LossAndGradients, lossAndGradients } from './gradients.ts';
-import { type FromConfigOptions, kStorageTypes, type LoadOptions, parseFromConfigOptions, parseLoadOptions } from './load_options.ts';
+import { type FromConfigOptions, type LoadOptions, parseFromConfigOptions, parseLoadOptions } from './load_options.ts';
 import { loadSource } from './load_source.ts';
 import { initialiseWeights } from './random_weights.ts';
 import { saveModel } from './save_model.ts';
@@ -48,7 +49,7 @@ export class CausalLM {
   }
 
   /**
-   * Loads a model. Weights stay in their file and in their storage type.
+   * Loads a model. Weights stay in their file and in their storage type, unless `dtype` asks for another.
    *
    * @param source hub id, folder in Transformers' layout, or .gguf file.
    * @throws FILE_NOT_FOUND, INVALID_CONFIG, INVALID_SAFETENSORS, INVALID_GGUF, UNSUPPORTED_MODEL, SHAPE_MISMATCH, …
@@ -66,9 +67,11 @@ export class CausalLM {
     const values: Record<string, unknown> = structuredClone({ ...config });
     const { family, native: described } = describeModel(values);
     const model = call(() => native().createModel(described));
-    await initialiseWeights(model, values, seed, kStorageTypes[dtype]);
+    await initialiseWeights(model, values, seed, kStorageTypes[dtype === 'auto' ? 'float32' : dtype]);
     const eosIds = [values.eos_token_id ?? []].flat().filter((id): id is number => Number.isSafeInteger(id));
-    return new CausalLM(new ModelCore({ native: model, family, config: values, source: '', eosIds, ...(tokenizer ? { tokenizer } : {}) }));
+    return new CausalLM(
+      new ModelCore({ native: model, family, config: values, source: '', eosIds, tokenizer, computeType: computeTypeOf(dtype) }),
+    );
   }
 
   /** config.json as written by its author; for a GGUF file, the one that Transformers would have. */

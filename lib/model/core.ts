@@ -1,5 +1,5 @@
 import { LowrankError } from '../errors.ts';
-import { fromNative, type NativeModel } from '../native.ts';
+import { fromNative, type NativeComputeType, type NativeModel } from '../native.ts';
 import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 import type { Family } from './families.ts';
 
@@ -12,6 +12,8 @@ export interface CoreParts {
   revision?: string;
   tokenizer?: Tokenizer;
   eosIds: number[];
+  /** What the user wants it to compute in; undefined: what its use says. */
+  computeType?: NativeComputeType;
 }
 
 /**
@@ -25,6 +27,8 @@ export class ModelCore {
   readonly revision: string | undefined;
   /** Generation ends at any of these. */
   readonly eosIds: readonly number[];
+  /** What it was made to compute in, by hand and in trainings that do not say; undefined: float32 by hand. */
+  readonly computeType: NativeComputeType | undefined;
   readonly #tokenizer: Tokenizer | undefined;
   #native: NativeModel | undefined;
   #last: Promise<unknown> = Promise.resolve();
@@ -36,6 +40,8 @@ export class ModelCore {
     this.source = parts.source;
     this.revision = parts.revision;
     this.eosIds = parts.eosIds;
+    this.computeType = parts.computeType;
+    if (parts.computeType) parts.native.setCompute(parts.computeType);
     this.#tokenizer = parts.tokenizer;
   }
 

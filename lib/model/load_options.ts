@@ -3,15 +3,15 @@ import { LowrankError, shown } from '../errors.ts';
 import type { DownloadProgress } from '../hub/user_cache.ts';
 import { parseOptions, unsupported } from '../options/parse.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
-
-/** Storage types by their names in PyTorch. */
-export const kStorageTypes = { float32: 'F32', bfloat16: 'BF16', float16: 'F16' } as const;
+import { kDtypes } from './compute_type.ts';
 
 const schema = z.strictObject({
   dtype: z
-    .enum(['auto', 'float32', 'bfloat16', 'float16'])
+    .enum(kDtypes)
     .default('auto')
-    .describe("'auto': as stored; the others: matrices are converted when loaded."),
+    .describe(
+      "Type of weights and arithmetic. 'auto': weights as stored, arithmetic in float32, in training as args.bf16 says. 'float32', 'bfloat16': both; block types such as Q4_1 stay as they are. 'float16': weights only.",
+    ),
   device: z.string().default('auto').describe("'auto' or 'cpu'."),
   revision: z.string().min(1).optional().describe('Branch, tag or commit on the hub.'),
   cacheDir: z.string().min(1).optional().describe("Where hub files are kept; default: Hugging Face's cache."),
@@ -28,7 +28,7 @@ const schema = z.strictObject({
 
 const fromConfigSchema = z.strictObject({
   seed: z.int().min(0).default(0).describe('Same seed, same weights.'),
-  dtype: z.enum(['float32', 'bfloat16', 'float16']).default('float32').describe('Storage type of the weights.'),
+  dtype: z.enum(kDtypes).default('auto').describe("As for fromPretrained; 'auto': float32 weights."),
   tokenizer: z
     .custom<Tokenizer>((value) => value instanceof Tokenizer, { error: 'a Tokenizer' })
     .optional()

@@ -2,14 +2,15 @@ import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LowrankError, shown } from '../errors.ts';
 import { fetchModel } from '../hub/hub.ts';
-import { call, type NativeModelConfig, native } from '../native.ts';
+import { call, type NativeFloatType, type NativeModelConfig, native } from '../native.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { bindTensors, type Place, settleTying } from './bind_tensors.ts';
+import { computeTypeOf, kStorageTypes } from './compute_type.ts';
 import { type CoreParts, ModelCore } from './core.ts';
 import { describeModel, type Family } from './families.ts';
 import { configMetadata, ggufToConfig } from './gguf_config.ts';
 import { readJsonObject } from './json_file.ts';
-import { kStorageTypes, type ResolvedLoadOptions } from './load_options.ts';
+import type { ResolvedLoadOptions } from './load_options.ts';
 import { openGgufTensors, openSafetensorsFolder, openTensorFile, type TensorMap } from './tensor_source.ts';
 
 /** What a model is made from, before its native side exists. */
@@ -40,7 +41,7 @@ export async function loadSource(source: unknown, options: ResolvedLoadOptions):
       options.signal,
       options.dtype === 'auto' ? undefined : placeAs(kStorageTypes[options.dtype]),
     );
-    const core: CoreParts = { ...parts, native: model, source, tokenizer: await tokenizer };
+    const core: CoreParts = { ...parts, native: model, source, tokenizer: await tokenizer, computeType: computeTypeOf(options.dtype) };
     if (options.revision !== undefined) core.revision = options.revision;
     return new ModelCore(core);
   } catch (error) {
@@ -106,11 +107,12 @@ function readEosIds(config: Record<string, unknown>, name: string): number[] {
   throw new LowrankError('INVALID_CONFIG', `${name}: eos_token_id is ${shown(value)}; expected a token id or a list of them`);
 }
 
-/** Converts what is stored in another type, instead of using it in its file. */
-function placeAs(dtype: 'F32' | 'BF16' | 'F16'): Place {
+/** Converts what is stored in another float type, instead of using it in its file. */
+function placeAs(dtype: NativeFloatType): Place {
+  const others = Object.values<string>(kStorageTypes).filter((type) => type !== dtype);
   return async (model, slot, { file, info, unpermuteHeads }) => {
     await model.bind(slot, file, info.name, unpermuteHeads);
-    if (info.dtype !== dtype) await model.convert(slot, dtype);
+    if (others.includes(info.dtype)) await model.convert(slot, dtype);
   };
 }
 

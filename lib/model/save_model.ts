@@ -1,8 +1,8 @@
 import { join } from 'node:path';
 import { writeIntoFolder } from '../files/atomic_folder.ts';
 import type { NativeFloatType } from '../native.ts';
+import { kStorageTypes } from './compute_type.ts';
 import type { ModelCore } from './core.ts';
-import { kStorageTypes } from './load_options.ts';
 import { checkFolder, parseSaveOptions, type SaveOptions } from './save_options.ts';
 import { parseShardSize, type TensorToSave, writeJson, writeWeights } from './weights_file.ts';
 

@@ -1,10 +1,11 @@
 import { z } from 'zod';
 import { LowrankError, shown } from '../errors.ts';
 import { parseOptions } from '../options/parse.ts';
+import { type Dtype, kDtypes } from './compute_type.ts';
 
 const schema = z.strictObject({
   maxShardSize: z.union([z.string(), z.number()]).default('5GB').describe('Largest file; more weights go into several.'),
-  dtype: z.enum(['auto', 'float32', 'bfloat16', 'float16']).default('auto').describe("'auto': as stored; block types become bfloat16."),
+  dtype: z.enum(kDtypes).default('auto').describe("'auto': as stored; block types become bfloat16."),
   format: z
     .literal('safetensors', { error: "'safetensors' ('gguf' is not supported yet)" })
     .default('safetensors')
@@ -16,7 +17,7 @@ export interface SaveOptions {
   /** Largest file, such as '5GB'; more weights go into several. Default 5GB. */
   maxShardSize?: number | string;
   /** Default 'auto': as stored; block types become bfloat16. */
-  dtype?: 'auto' | 'float32' | 'bfloat16' | 'float16';
+  dtype?: Dtype;
   /** A model is saved as 'safetensors', an adapter as 'peft'; 'gguf' is not supported yet. */
   format?: 'safetensors' | 'peft' | 'gguf';
 }

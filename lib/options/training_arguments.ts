@@ -103,7 +103,7 @@ export const trainingArgumentsSchema = z.strictObject({
     .union([flag, z.literal('auto')], { error: "true, false or 'auto'" })
     .default('auto')
     .describe(
-      "true: the large products take bfloat16 operands where the CPU can (systemInfo().bf16; elsewhere fp32, which the log says), and so they do in the model afterwards; false: fp32; 'auto': whichever is faster (systemInfo().computeType).",
+      "true: the large products take bfloat16 operands where the CPU can (systemInfo().bf16; elsewhere fp32, which the log says), and so they do in the model afterwards; false: fp32; 'auto': the model's dtype where it was given one, else whichever is faster (systemInfo().computeType).",
     ),
   fp16: flag.default(false).describe('A CPU trains in no fp16: the type that bf16 says is used, and the log names it.'),
   gradientCheckpointing: flag

@@ -78,7 +78,7 @@ export class LoraTrainer {
       const trainable = await NativeTrainable.create(prepared.peft, {
         maxTokens: prepared.maxTokens,
         checkpointing: args.gradientCheckpointing,
-        computeType: this.#computeType(),
+        computeType: this.#computeType(prepared.peft),
       });
       try {
         const evaluation = prepared.held && {
@@ -116,7 +116,10 @@ export class LoraTrainer {
   async plan(): Promise<TrainingMemory> {
     const { peft, maxTokens } = await this.#prepare();
     const checkpointing = this.#options.args.gradientCheckpointing;
-    return await peft.core.run((model) => call(() => native().planSession(model, { maxTokens, checkpointing })));
+    return await peft.core.run((model) => {
+      model.setCompute(this.#computeType(peft));
+      return native().planSession(model, { maxTokens, checkpointing });
+    });
   }
 
   /** Frees the model if this trainer loaded it. */
@@ -188,7 +191,7 @@ export class LoraTrainer {
     if (!held) throw new LowrankError('INVALID_OPTION', 'evalDataset: found nothing, expected data to evaluate on');
     // No batch is larger than training's largest, so that evaluating never takes more memory.
     const batches = held.batches(this.#options.args.perDeviceEvalBatchSize, maxTokens);
-    const computeType = this.#computeType();
+    const computeType = this.#computeType(peft);
     const evaluate = (batch: NativeTrainBatch) =>
       peft.core.run((model) => {
         model.setCompute(computeType);
@@ -197,17 +200,17 @@ export class LoraTrainer {
     return await evaluateBatches(batches, evaluate, isStopped);
   }
 
-  #computeType(): NativeComputeType {
+  #computeType(peft: PeftModel): NativeComputeType {
     const { bf16, computeType } = native().systemInfo();
     const wanted = this.#options.args.bf16;
-    if (wanted === 'auto') return computeType;
+    if (wanted === 'auto') return peft.core.computeType ?? computeType;
     return wanted && bf16 ? 'bf16' : 'f32';
   }
 
   #announce({ peft, train }: Prepared): void {
     const { args } = this.#options;
     const { isa, threads } = native().systemInfo();
-    const bf16 = this.#computeType() === 'bf16';
+    const bf16 = this.#computeType(peft) === 'bf16';
     const { trainable, all } = peft.countParameters();
     const { rows, tokens, supervised, empty } = train.summary;
     const lines = [
