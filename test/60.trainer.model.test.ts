@@ -81,9 +81,14 @@ describe('LoraTrainer on a small Llama', () => {
     assert.deepEqual(a?.data, b?.data);
   });
 
-  it('resumes bit for bit: weights, optimizer, log; with dropout and packing', async () => {
-    for (const packing of [false, true]) {
-      const args = { packing, maxSeqLength: 64 };
+  it('resumes bit for bit: weights, optimizer, log; with dropout and packing, in every compute type', async () => {
+    for (const [packing, bf16] of [
+      [false, false],
+      [true, false],
+      [false, true],
+      [true, true],
+    ] as const) {
+      const args = { packing, bf16, maxSeqLength: 64 };
       const whole = newFolder();
       const { logHistory } = await new LoraTrainer(await options({ args: { ...args, outputDir: whole } })).train();
       const resumed = await new LoraTrainer(

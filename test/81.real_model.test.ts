@@ -1,11 +1,12 @@
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { permutation } from '../lib/data/shuffle.ts';
 import { fetchSmolLm2 } from '../lib/hub/smollm2.ts';
-import { CausalLM, LoraTrainer, PeftModel, type TrainingStep } from '../lib/index.ts';
+import { CausalLM, LoraTrainer, PeftModel, systemInfo, type TrainingStep } from '../lib/index.ts';
 import { native } from '../lib/native.ts';
 import { linePrinted } from './support/console.ts';
 import { initialAdapterTensors, kInitialAdapterConfig } from './support/initial_adapter.ts';
@@ -77,6 +78,46 @@ describe('the real SmolLM2-135M-Instruct from its GGUF, beside Transformers and 
     });
   }
 
+  const onBf16 = systemInfo().bf16 ? it : it.skip;
+  onBf16('answers in bfloat16 token for token as in float32, or parts from it between tokens that are as likely', async () => {
+    await using rounded = await CausalLM.fromPretrained(await fetchSmolLm2(), { dtype: 'bfloat16' });
+    const { prompts, newTokens } = read<Generation>('generation');
+    for (const { prompt, ids, generated } of prompts) {
+      const { shape, data } = await model.forward({ inputIds: [[...ids, ...generated]] });
+      const vocabulary = shape[2] as number;
+      let at = 0;
+      for await (const { id, logprob } of rounded.stream([{ role: 'user', content: prompt }], { maxNewTokens: newTokens })) {
+        const begin = (ids.length - 1 + at) * vocabulary;
+        const exact = logProbabilities(data.subarray(begin, begin + vocabulary));
+        const expected = generated[at++] as number;
+        const where = `"${prompt}", token ${at}`;
+        assert.ok(
+          Math.abs(logprob - (exact[id] as number)) < 0.05,
+          `${where}: log-probability ${logprob} of ${id}, in float32 ${exact[id]}`,
+        );
+        if (id === expected) continue;
+        const lead = (exact[expected] as number) - (exact[id] as number);
+        assert.ok(lead < 0.05, `${where}: ${id} in bfloat16; ${expected} in float32, where its log-probability is ${lead} above`);
+        break;
+      }
+      assert.ok(at > 0, prompt);
+    }
+  });
+
+  it('gives the same bits with one thread and with two, in every compute type', () => {
+    const child = fileURLToPath(new URL('81.real_model.threads_child.ts', import.meta.url));
+    const [one, two] = ['1', '2'].map((threads) => {
+      const { stdout, stderr } = spawnSync(process.execPath, ['--import', 'tsx', child, join(folder, `threads-${threads}`)], {
+        encoding: 'utf8',
+        env: { ...process.env, LOWRANK_THREADS: threads },
+      });
+      assert.match(stdout, /"float32":"[0-9a-f]{64}"/, stderr);
+      return JSON.parse(stdout) as Record<string, string>;
+    });
+    assert.deepEqual(two, one);
+    assert.equal(new Set(Object.values(one as Record<string, string>)).size, systemInfo().bf16 ? 2 : 1);
+  });
+
   it('gives the logits of a text', async () => {
     const expected = read<Logits>('logits');
     assert.deepEqual([...(await model.tokenizer.encode(expected.text, { addSpecialTokens: false }))], expected.ids);
@@ -135,6 +176,12 @@ describe('the real SmolLM2-135M-Instruct from its GGUF, beside Transformers and 
     assertNear('loss on the first batch afterwards', loss, expected.finalLossOnFirstBatch, 1e-3);
   });
 });
+
+function logProbabilities(logits: Float32Array): Float32Array {
+  const largest = logits.reduce((most, value) => Math.max(most, value), Number.NEGATIVE_INFINITY);
+  const logSumExp = largest + Math.log(logits.reduce((sum, value) => sum + Math.exp(value - largest), 0));
+  return logits.map((value) => value - logSumExp);
+}
 
 function assertNear(what: string, actual: number, expected: number, tolerance: number): void {
   assert.ok(Math.abs(actual - expected) <= tolerance * Math.abs(expected), `${what}: ${actual}; expected ${expected}`);

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { fetchSmolLm2 } from '../lib/hub/smollm2.ts';
 import { CausalLM, LoraTrainer, systemInfo } from '../lib/index.ts';
+import { llamaConfig, tokenRows } from './60.trainer.llama.ts';
 
 const kSteps = 50;
 const kRowLength = 64;
@@ -82,6 +83,25 @@ describe('compute type bf16', function () {
     assert.ok(unasked.state.includes(`"${computeType}"`), unasked.state);
     assert.ok(runs[0]?.log.includes(`computing in bf16 with ${isa} on 1 thread`), runs[0]?.log);
     assert.ok(runs[0]?.state.includes('"bfloat16"'), runs[0]?.state);
+  });
+
+  onBf16(`is part of what a checkpoint was made with: another one continues it with a word${where}`, async () => {
+    const outputDir = mkdtempSync(join(folder, 'resumed-'));
+    const run = (args: Record<string, unknown>) => {
+      const logLines: string[] = [];
+      const { write } = process.stderr;
+      process.stderr.write = ((line: string) => logLines.push(line)) as unknown as typeof write;
+      const trained = CausalLM.fromConfig(llamaConfig, { seed: 5 }).then((model) =>
+        new LoraTrainer({ model, trainDataset: tokenRows(24, 3), args: { outputDir, saveSteps: 2, disableTqdm: true, ...args } }).train(),
+      );
+      return trained.finally(() => (process.stderr.write = write)).then(() => logLines.join(''));
+    };
+    await run({ maxSteps: 2, bf16: true });
+    const same = await run({ maxSteps: 4, bf16: true, resumeFromCheckpoint: true });
+    assert.ok(same.includes('continuing after step 2') && !same.includes('machine.'), same);
+    const other = await run({ maxSteps: 6, bf16: false, resumeFromCheckpoint: true });
+    assert.ok(other.includes('machine.computeType was "bfloat16" and is "float32"'), other);
+    assert.ok(other.includes('continuing after step 4'), other);
   });
 
   onBf16(`follows fp32 on SmolLM2: step losses within 2e-2 over ${kSteps} steps, the held-out loss within 1 %${where}`, async () => {

@@ -156,8 +156,9 @@ export function trainedAdapter(peft: PeftModel): string {
   return adapter;
 }
 
-/** The base's description, and a few logits for some fixed tokens: another base, or another quantisation of it, computes others. */
+/** The base's description, and a few logits for some fixed tokens: another base, or another quantisation of it, computes others. In fp32. */
 async function describeBase(model: NativeModel): Promise<FingerprintPart> {
+  model.setCompute('f32');
   const { vocabSize } = model.config;
   const positions = Int32Array.from({ length: PROBE_TOKENS }, (_, i) => i);
   const ids = positions.map((i) => (i * 7919 + 1) % vocabSize);
