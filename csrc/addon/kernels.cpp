@@ -36,7 +36,7 @@ Status run_gemm(Context& context, Arguments& in) {
   const bool accumulate = in.flag();
   if (!in.ok()) return {};
   const GemmTerm term{a, transpose_a ? 1 : k, transpose_a ? m : 1, b, transpose_b, k};
-  const GemmPart part{c, n, n, {&term, 1}, bias, accumulate};
+  const GemmPart part{c, n, n, {&term, 1}, bias, accumulate ? c : nullptr, n};
   return gemm(context, m, {&part, 1});
 }
 
@@ -44,8 +44,7 @@ Status run_gemm(Context& context, Arguments& in) {
 struct LoraGroup {
   std::vector<std::vector<LoraAttachment>> loras;
   std::vector<Projection> projections;
-  std::vector<float*> y;          // or dy
-  std::vector<size_t> y_stride;
+  std::vector<Rows> y;  // or dy
 };
 
 // [a, b, r, scale, dropout, module, gradA?, gradB?]
@@ -72,8 +71,7 @@ LoraGroup read_group(Arguments& in, bool* ok) {
     projection.bias = item.optional_floats();
     std::vector<LoraAttachment>& loras = group.loras.emplace_back();
     for (const Arguments& lora : item.lists()) loras.push_back(read_lora(lora, ok));
-    group.y.push_back(item.floats());
-    group.y_stride.push_back(projection.weight.rows);
+    group.y.push_back({item.floats(), projection.weight.rows});
     projection.grad_weight = item.optional_floats();
     projection.grad_bias = item.optional_floats();
     group.projections.push_back(projection);
@@ -86,9 +84,10 @@ LoraGroup read_group(Arguments& in, bool* ok) {
 // x, tokens, in, group, s, seed [, dx?]
 Status run_lora_linear(Context& context, Arguments& in, bool backward) {
   LinearArgs args{};
-  args.x = in.floats();
+  const float* const x = in.floats();
   args.tokens = in.size();
-  args.in = args.x_stride = in.size();
+  args.in = in.size();
+  args.x = {x, args.in};
   bool ok = true;
   const LoraGroup group = read_group(in, &ok);
   args.group = group.projections;
@@ -96,9 +95,9 @@ Status run_lora_linear(Context& context, Arguments& in, bool backward) {
   args.seed = in.size();
   float* const dx = backward ? in.optional_floats() : nullptr;
   if (!ok || !in.ok()) return {};
-  if (!backward) return lora_linear_forward(context, args, group.y, group.y_stride, false);
-  const std::vector<const float*> dy(group.y.begin(), group.y.end());
-  return lora_linear_backward(context, args, dy, group.y_stride, dx, args.in, false);
+  if (!backward) return lora_linear_forward(context, args, group.y);
+  const std::vector<ConstRows> dy(group.y.begin(), group.y.end());
+  return lora_linear_backward(context, args, dy, {dx, args.in}, false);
 }
 
 Status run_lora_linear_forward(Context& context, Arguments& in) { return run_lora_linear(context, in, false); }
@@ -224,7 +223,7 @@ Status run_rope(Context& context, Arguments& in) {
   const float *const cos = in.floats(), *const sin = in.floats();
   const bool inverse = in.flag();
   if (!in.ok()) return {};
-  return rope_apply(context, x, heads * head_dim, tokens, heads, head_dim, rotary_dim, cos, sin, inverse);
+  return rope_apply(context, {x, heads * head_dim}, tokens, heads, head_dim, rotary_dim, cos, sin, inverse);
 }
 
 // ── elementwise ──
@@ -236,7 +235,7 @@ Status run_rms_norm(Context& context, Arguments& in) {
   const size_t tokens = in.size(), channels = in.size();
   float *const y = in.floats(), *const inv_rms = in.floats();
   if (!in.ok()) return {};
-  return rmsnorm_forward(context, x, weight, eps, tokens, channels, y, inv_rms);
+  return rmsnorm_forward(context, x, weight, eps, tokens, channels, {y, channels}, inv_rms);
 }
 
 // x, weight, invRms, dy, tokens, channels, dx, dWeight
@@ -254,7 +253,7 @@ Status run_swiglu(Context& context, Arguments& in) {
   const size_t tokens = in.size(), channels = in.size();
   float* const h = in.floats();
   if (!in.ok()) return {};
-  return swiglu_forward(context, gate, up, channels, tokens, channels, h);
+  return swiglu_forward(context, {gate, channels}, {up, channels}, tokens, channels, {h, channels});
 }
 
 // gate, up, dh, tokens, channels, dGate, dUp
@@ -263,7 +262,7 @@ Status run_swiglu_backward(Context& context, Arguments& in) {
   const size_t tokens = in.size(), channels = in.size();
   float *const d_gate = in.floats(), *const d_up = in.floats();
   if (!in.ok()) return {};
-  return swiglu_backward(context, gate, up, channels, dh, tokens, channels, d_gate, d_up, channels);
+  return swiglu_backward(context, {gate, channels}, {up, channels}, {dh, channels}, tokens, channels, {d_gate, channels}, {d_up, channels});
 }
 
 // x, tokens, channels, p, seed, module, y
@@ -274,7 +273,7 @@ Status run_dropout(Context& context, Arguments& in) {
   const size_t seed = in.size(), module = in.size();
   float* const y = in.floats();
   if (!in.ok()) return {};
-  return dropout_apply(context, x, channels, tokens, channels, p, seed, module, y, channels, false);
+  return dropout_apply(context, {x, channels}, tokens, channels, p, seed, module, {y, channels}, false);
 }
 
 // ── embedding and head ──
@@ -311,7 +310,7 @@ Status run_linear_cross_entropy(Context& context, Arguments& in) {
   double* const result = in.doubles();
   if (!in.ok()) return {};
   HeadLoss loss;
-  LR_RETURN_IF_ERROR(linear_cross_entropy(context, h, weight, targets, rows, grad_scale, dh, d_weight, &loss));
+  LR_RETURN_IF_ERROR(linear_cross_entropy(context, {h, weight.cols}, weight, targets, rows, grad_scale, dh, d_weight, &loss));
   result[0] = loss.nll_sum;
   result[1] = static_cast<double>(loss.correct);
   return {};

@@ -218,7 +218,7 @@ void register_session(Napi::Env env, Napi::Object exports) {
     const std::shared_ptr<ModelState> state = unwrap_model(info[0]);
     SessionOptions options;
     if (state == nullptr || !get_session_options(info[1], &options)) return info.Env().Undefined();
-    return bytes_object(info.Env(), Session::estimate(*state->model, options.max_tokens, options.checkpointing));
+    return bytes_object(info.Env(), Session::estimate(addon_context(), *state->model, options.max_tokens, options.checkpointing));
   }));
 }
 

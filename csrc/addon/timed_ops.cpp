@@ -58,8 +58,7 @@ struct LoraOperands {
   std::vector<LoraAttachment> loras;
   std::vector<Projection> group;
   LinearArgs args;
-  std::vector<float*> y;           // or dy
-  std::vector<size_t> y_stride;
+  std::vector<Rows> y;  // or dy
 };
 
 std::shared_ptr<LoraOperands> lora_operands(const OpCase& c, Operands* operands) {
@@ -73,25 +72,24 @@ std::shared_ptr<LoraOperands> lora_operands(const OpCase& c, Operands* operands)
   for (const LoraAttachment& attachment : lora->loras) {
     const Matrix weight = matrix(operands->weight(c.weight, c.out, c.in), c.weight, c.out, c.in);
     lora->group.push_back({.weight = weight, .loras = {&attachment, 1}});
-    lora->y.push_back(operands->random(c.tokens * c.out));
-    lora->y_stride.push_back(c.out);
+    lora->y.push_back({operands->random(c.tokens * c.out), c.out});
   }
-  lora->args = {.tokens = c.tokens, .in = c.in, .x = operands->random(c.tokens * c.in), .x_stride = c.in, .group = lora->group,
+  lora->args = {.tokens = c.tokens, .in = c.in, .x = {operands->random(c.tokens * c.in), c.in}, .group = lora->group,
                 .s = operands->random(c.tokens * c.group * c.rank)};
   return lora;
 }
 
 TimedOp lora_forward(const OpCase& c, Operands* operands) {
   return [lora = lora_operands(c, operands)](Context& context) {
-    return lora_linear_forward(context, lora->args, lora->y, lora->y_stride, false);
+    return lora_linear_forward(context, lora->args, lora->y);
   };
 }
 
 TimedOp lora_backward(const OpCase& c, Operands* operands) {
   auto lora = lora_operands(c, operands);
   float* dx = operands->zeros(c.tokens * c.in);
-  return [=, dy = std::vector<const float*>(lora->y.begin(), lora->y.end()), in = c.in](Context& context) {
-    return lora_linear_backward(context, lora->args, dy, lora->y_stride, dx, in, false);
+  return [=, dy = std::vector<ConstRows>(lora->y.begin(), lora->y.end()), in = c.in](Context& context) {
+    return lora_linear_backward(context, lora->args, dy, {dx, in}, false);
   };
 }
 
@@ -128,7 +126,7 @@ TimedOp head_op(const OpCase& c, Operands* operands) {
   for (size_t i = 0; i < c.tokens; ++i) targets.push_back(static_cast<int32_t>(i * 7919 % c.out));
   return [=, tokens = c.tokens](Context& context) {
     HeadLoss loss;
-    return linear_cross_entropy(context, h, weight, targets.data(), tokens, 1.0f, dh, nullptr, &loss);
+    return linear_cross_entropy(context, {h, weight.cols}, weight, targets.data(), tokens, 1.0f, dh, nullptr, &loss);
   };
 }
 
@@ -137,7 +135,7 @@ TimedOp rmsnorm_op(const OpCase& c, Operands* operands, bool forward) {
   const float* w = operands->random(c.in);
   float* inv_rms = operands->random(c.tokens);
   float* y = operands->zeros(c.tokens * c.in);
-  if (forward) return [=, c = c](Context& context) { return rmsnorm_forward(context, x, w, 1e-5f, c.tokens, c.in, y, inv_rms); };
+  if (forward) return [=, c = c](Context& context) { return rmsnorm_forward(context, x, w, 1e-5f, c.tokens, c.in, {y, c.in}, inv_rms); };
   const float* dy = operands->random(c.tokens * c.in);
   return [=, c = c](Context& context) { return rmsnorm_backward(context, x, w, inv_rms, dy, c.tokens, c.in, y, false, nullptr); };
 }
@@ -146,10 +144,10 @@ TimedOp swiglu_op(const OpCase& c, Operands* operands, bool forward) {
   const float* g = operands->random(c.tokens * c.in);
   const float* u = operands->random(c.tokens * c.in);
   float* h = operands->random(c.tokens * c.in);
-  if (forward) return [=, c = c](Context& context) { return swiglu_forward(context, g, u, c.in, c.tokens, c.in, h); };
+  if (forward) return [=, c = c](Context& context) { return swiglu_forward(context, {g, c.in}, {u, c.in}, c.tokens, c.in, {h, c.in}); };
   float* dg = operands->zeros(c.tokens * c.in);
   float* du = operands->zeros(c.tokens * c.in);
-  return [=, c = c](Context& context) { return swiglu_backward(context, g, u, c.in, h, c.tokens, c.in, dg, du, c.in); };
+  return [=, c = c](Context& context) { return swiglu_backward(context, {g, c.in}, {u, c.in}, {h, c.in}, c.tokens, c.in, {dg, c.in}, {du, c.in}); };
 }
 
 TimedOp rope_op(const OpCase& c, Operands* operands) {
@@ -162,14 +160,14 @@ TimedOp rope_op(const OpCase& c, Operands* operands) {
     sin[i] = std::sin(static_cast<float>(i));
   }
   return [=, c = c](Context& context) {
-    return rope_apply(context, x, stride, c.tokens, c.heads, c.head_dim, c.head_dim, cos, sin, false);
+    return rope_apply(context, {x, stride}, c.tokens, c.heads, c.head_dim, c.head_dim, cos, sin, false);
   };
 }
 
 TimedOp dropout_op(const OpCase& c, Operands* operands) {
   const float* x = operands->random(c.tokens * c.in);
   float* y = operands->zeros(c.tokens * c.in);
-  return [=, c = c](Context& context) { return dropout_apply(context, x, c.in, c.tokens, c.in, 0.1f, 1, 2, y, c.in, false); };
+  return [=, c = c](Context& context) { return dropout_apply(context, {x, c.in}, c.tokens, c.in, 0.1f, 1, 2, {y, c.in}, false); };
 }
 
 // `in` parameters.

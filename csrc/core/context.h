@@ -8,8 +8,8 @@ namespace lowrank {
 struct Kernels;    // ops/cpu/kernels.h
 struct OpProfile;  // core/op_profile.h
 
-// What the operands of the large products are rounded to. Sums are fp32 in both, and so is everything between the products:
-// residual stream, norms, attention, softmax, LoRA's weights, gradients, loss and optimizer.
+// What the operands of the large products and of attention are rounded to, and what activations between them are kept in. Sums
+// are fp32 in both, and so are the residual stream, norms, softmax, LoRA's weights and gradients, loss and optimizer.
 enum class ComputeType { kF32, kBf16 };
 
 struct Context {

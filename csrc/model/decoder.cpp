@@ -6,11 +6,13 @@
 
 #include "core/checked.h"
 #include "ops/attention.h"
+#include "ops/cpu/kernels.h"
 #include "ops/embedding.h"
 #include "ops/gemm.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/rmsnorm.h"
 #include "ops/rope.h"
+#include "ops/row_chunks.h"
 #include "ops/swiglu.h"
 
 namespace lowrank {
@@ -40,17 +42,26 @@ void gather_rows(Context& context, const float* from, std::span<const size_t> ro
   });
 }
 
-void copy(Context& context, const float* from, size_t count, float* to) {
-  constexpr size_t kChunk = 65536;
-  context.pool.parallel(ceil_div(count, kChunk), [&](size_t chunk, size_t) {
-    const size_t begin = chunk * kChunk, length = std::min(kChunk, count - begin);
-    std::memcpy(to + begin, from + begin, length * sizeof(float));
-  });
+LinearArgs linear_args(const GroupPlan& group, size_t tokens, ConstRows x, float* s, uint64_t seed) {
+  return {tokens, group.in, x, group.projections, s, seed};
 }
 
-LinearArgs linear_args(const GroupPlan& group, size_t tokens, const float* x, float* s, uint64_t seed) {
-  return {tokens, group.in, x, group.in, group.projections, s, seed};
-}
+// The heads of q, k and v in rows that hold the three side by side.
+struct QkvRows {
+  Rows q, k, v;
+
+  QkvRows(const DecoderConfig& c, Rows rows)
+      : q(rows), k(rows.at(0, c.query_width())), v(rows.at(0, c.query_width() + c.kv_width())) {}
+};
+
+struct GateUpRows {
+  Rows gate, up;
+
+  GateUpRows(const DecoderConfig& c, Rows rows) : gate(rows), up(rows.at(0, c.ffn)) {}
+};
+
+HeadsView heads(ConstRows rows) { return {static_cast<const float*>(rows.data), rows.stride}; }
+HeadsViewOut heads_out(Rows rows) { return {static_cast<float*>(rows.data), rows.stride}; }
 
 }  // namespace
 
@@ -87,39 +98,44 @@ Status Decoder::project_qkv(const LayerPlan& plan, const float* input, size_t to
                             Workspace* w) const {
   const DecoderConfig& c = config_;
   LR_RETURN_IF_ERROR(rmsnorm_forward(context_, input, plan.input_norm, c.norm_eps, tokens, c.hidden, w->normed, saved.inv_rms_in));
-  float* const key = saved.qkv + c.query_width();
-  float* const y[] = {saved.qkv, key, key + c.kv_width()};
-  const size_t strides[] = {c.qkv_width(), c.qkv_width(), c.qkv_width()};
-  LR_RETURN_IF_ERROR(lora_linear_forward(context_, linear_args(plan.qkv, tokens, w->normed, saved.s_qkv, seed), y, strides, false));
-  LR_RETURN_IF_ERROR(rope_apply(context_, saved.qkv, c.qkv_width(), tokens, c.heads, c.head_dim, c.rope.rotary_dim, w->cos, w->sin, false));
-  return rope_apply(context_, key, c.qkv_width(), tokens, c.kv_heads, c.head_dim, c.rope.rotary_dim, w->cos, w->sin, false);
+  const QkvRows rows(c, saved.qkv);
+  const Rows y[] = {rows.q, rows.k, rows.v};
+  LR_RETURN_IF_ERROR(lora_linear_forward(context_, linear_args(plan.qkv, tokens, w->normed, saved.s_qkv, seed), y));
+  return rotate(rows.q, rows.k, tokens, false, w);
+}
+
+// Rotates queries and keys, or their gradients back.
+Status Decoder::rotate(Rows q, Rows k, size_t tokens, bool inverse, const Workspace* w) const {
+  const DecoderConfig& c = config_;
+  LR_RETURN_IF_ERROR(rope_apply(context_, q, tokens, c.heads, c.head_dim, c.rope.rotary_dim, w->cos, w->sin, inverse));
+  return rope_apply(context_, k, tokens, c.kv_heads, c.head_dim, c.rope.rotary_dim, w->cos, w->sin, inverse);
 }
 
 Status Decoder::attend(const LayerPlan& plan, const Batch& batch, const BlockSaved& saved) const {
   const DecoderConfig& c = config_;
-  const float* key = saved.qkv + c.query_width();
+  const QkvRows rows(c, saved.qkv);
   const auto sequences = packed_sequences(batch.starts);
-  return attention_forward(context_, attention_shape(c, plan.window), sequences, {saved.qkv, c.qkv_width()}, {key, c.qkv_width()},
-                           {key + c.kv_width(), c.qkv_width()}, {saved.attention, c.query_width()}, saved.lse);
+  return attention_forward(context_, attention_shape(c, plan.window), sequences, heads(rows.q), heads(rows.k), heads(rows.v),
+                           heads_out(saved.attention), saved.lse);
 }
 
 // mid = input + O(attention)
 Status Decoder::add_attention(const LayerPlan& plan, const float* input, size_t tokens, uint64_t seed, const BlockSaved& saved,
                               Workspace* w) const {
-  copy(context_, input, tokens * config_.hidden, w->mid);
-  float* const mid[] = {w->mid};
-  const size_t stride[] = {config_.hidden};
-  return lora_linear_forward(context_, linear_args(plan.output, tokens, saved.attention, saved.s_output, seed), mid, stride, true);
+  const Rows mid{w->mid, config_.hidden};
+  const ConstRows residual{input, config_.hidden};
+  return lora_linear_forward(context_, linear_args(plan.output, tokens, saved.attention, saved.s_output, seed), {&mid, 1},
+                             {&residual, 1});
 }
 
 // The MLP up to silu(gate) * up, which is left in hidden_ffn.
 Status Decoder::gate_up(const LayerPlan& plan, size_t tokens, uint64_t seed, const BlockSaved& saved, Workspace* w) const {
   const DecoderConfig& c = config_;
   LR_RETURN_IF_ERROR(rmsnorm_forward(context_, w->mid, plan.post_norm, c.norm_eps, tokens, c.hidden, w->normed, saved.inv_rms_mid));
-  float* const y[] = {saved.gate_up, saved.gate_up + c.ffn};
-  const size_t strides[] = {2 * c.ffn, 2 * c.ffn};
-  LR_RETURN_IF_ERROR(lora_linear_forward(context_, linear_args(plan.gate_up, tokens, w->normed, saved.s_gate_up, seed), y, strides, false));
-  return swiglu_forward(context_, saved.gate_up, saved.gate_up + c.ffn, 2 * c.ffn, tokens, c.ffn, w->hidden_ffn);
+  const GateUpRows rows(c, saved.gate_up);
+  const Rows y[] = {rows.gate, rows.up};
+  LR_RETURN_IF_ERROR(lora_linear_forward(context_, linear_args(plan.gate_up, tokens, w->normed, saved.s_gate_up, seed), y));
+  return swiglu_forward(context_, rows.gate, rows.up, tokens, c.ffn, w->hidden_ffn);
 }
 
 // From the attention's output to the block's. `output` may be `input`.
@@ -127,10 +143,9 @@ Status Decoder::finish_block(const LayerPlan& plan, const float* input, size_t t
                              Workspace* w, float* output) const {
   LR_RETURN_IF_ERROR(add_attention(plan, input, tokens, seed, saved, w));
   LR_RETURN_IF_ERROR(gate_up(plan, tokens, seed, saved, w));
-  copy(context_, w->mid, tokens * config_.hidden, output);
-  float* const out[] = {output};
-  const size_t stride[] = {config_.hidden};
-  return lora_linear_forward(context_, linear_args(plan.down, tokens, w->hidden_ffn, saved.s_down, seed), out, stride, true);
+  const Rows out{output, config_.hidden};
+  const ConstRows residual{w->mid, config_.hidden};
+  return lora_linear_forward(context_, linear_args(plan.down, tokens, w->hidden_ffn, saved.s_down, seed), {&out, 1}, {&residual, 1});
 }
 
 // What block_backward reads and was not kept, with the bits it had: `mid` always (a fortieth of a step buys a tenth of the memory), and with
@@ -140,7 +155,8 @@ Status Decoder::recompute(const LayerPlan& plan, const Batch& batch, const float
   const size_t tokens = batch.ids.size();
   if (w->mode == Mode::kTrain) {
     LR_RETURN_IF_ERROR(add_attention(plan, input, tokens, seed, saved, w));
-    return swiglu_forward(context_, saved.gate_up, saved.gate_up + config_.ffn, 2 * config_.ffn, tokens, config_.ffn, w->hidden_ffn);
+    const GateUpRows rows(config_, saved.gate_up);
+    return swiglu_forward(context_, rows.gate, rows.up, tokens, config_.ffn, w->hidden_ffn);
   }
   LR_RETURN_IF_ERROR(project_qkv(plan, input, tokens, seed, saved, w));
   LR_RETURN_IF_ERROR(attend(plan, batch, saved));
@@ -151,7 +167,7 @@ Status Decoder::recompute(const LayerPlan& plan, const Batch& batch, const float
 
 Status Decoder::forward(const ModelPlan& plan, const Batch& batch, Mode mode, uint64_t seed, Workspace* w) const {
   const size_t tokens = batch.ids.size();
-  LR_RETURN_IF_ERROR(w->prepare(config_, plan, mode, tokens));
+  LR_RETURN_IF_ERROR(w->prepare(config_, plan, mode, activation_type(context_), tokens));
   LR_RETURN_IF_ERROR(rope_tables(batch, 0, tokens, w));
   LR_RETURN_IF_ERROR(embedding_forward(context_, plan.embedding, batch.ids.data(), tokens, w->input(0)));
   for (size_t l = 0; l < plan.layers.size(); ++l) {
@@ -176,24 +192,25 @@ Status Decoder::forward_cached(const ModelPlan& plan, const Batch& batch, std::s
     }
     sequences.push_back({begin, length, rows[i] * cache->capacity(), cached + length});
   }
-  LR_RETURN_IF_ERROR(w->prepare(c, plan, Mode::kForward, tokens));
+  LR_RETURN_IF_ERROR(w->prepare(c, plan, Mode::kForward, DType::kF32, tokens));
   for (const AttentionSequence& s : sequences) LR_RETURN_IF_ERROR(rope_tables(batch, s.q_begin, s.q_begin + s.q_len, w));
   LR_RETURN_IF_ERROR(embedding_forward(context_, plan.embedding, batch.ids.data(), tokens, w->input(0)));
   for (size_t l = 0; l < plan.layers.size(); ++l) {
     const BlockSaved& saved = w->block(l);
     LR_RETURN_IF_ERROR(project_qkv(plan.layers[l], w->input(l), tokens, 0, saved, w));
+    const QkvRows rows_of(c, saved.qkv);
     float* const keys = cache->keys(l);
     float* const values = cache->values(l);
     for (const AttentionSequence& s : sequences) {
       for (size_t i = 0; i < s.q_len; ++i) {
-        const float* key = saved.qkv + (s.q_begin + i) * c.qkv_width() + c.query_width();
+        const auto* key = static_cast<const float*>(rows_of.k.at(s.q_begin + i, 0).data);
         const size_t at = (s.kv_begin + s.kv_len - s.q_len + i) * c.kv_width();
         std::memcpy(keys + at, key, c.kv_width() * sizeof(float));
         std::memcpy(values + at, key + c.kv_width(), c.kv_width() * sizeof(float));
       }
     }
-    LR_RETURN_IF_ERROR(attention_forward(context_, attention_shape(c, plan.layers[l].window), sequences, {saved.qkv, c.qkv_width()},
-                                         {keys, c.kv_width()}, {values, c.kv_width()}, {saved.attention, c.query_width()}, nullptr));
+    LR_RETURN_IF_ERROR(attention_forward(context_, attention_shape(c, plan.layers[l].window), sequences, heads(rows_of.q),
+                                         {keys, c.kv_width()}, {values, c.kv_width()}, heads_out(saved.attention), nullptr));
     LR_RETURN_IF_ERROR(finish_block(plan.layers[l], w->input(l), tokens, 0, saved, w, w->input(l + 1)));
   }
   return {};
@@ -203,7 +220,7 @@ Status Decoder::logits(const ModelPlan& plan, std::span<const size_t> rows, Work
   const DecoderConfig& c = config_;
   gather_rows(context_, w->input(plan.layers.size()), rows, c.hidden, w->head_in);
   LR_RETURN_IF_ERROR(rmsnorm_forward(context_, w->head_in, plan.norm, c.norm_eps, rows.size(), c.hidden, w->head_normed, w->inv_rms_head));
-  const GemmTerm term{w->head_normed, c.hidden, 1, plan.head, true, c.hidden};
+  const GemmTerm term{w->head_normed.data, c.hidden, 1, plan.head, true, c.hidden, w->type};
   return gemm(context_, rows.size(), term, out, c.vocab, c.vocab, false);
 }
 
@@ -243,6 +260,12 @@ Status Decoder::loss(const ModelPlan& plan, const Batch& batch, std::span<const 
   for (size_t i = 0; i < n; ++i) {
     std::memcpy(w->d_stream + rows[i] * c.hidden, w->d_head + i * c.hidden, c.hidden * sizeof(float));
   }
+  if (w->d_stream_rounded != nullptr) {
+    for_row_chunks(context_, targets.size(), c.hidden, [&](size_t begin, size_t end) {
+      context_.kernels.elementwise.to_bf16(w->d_stream + begin * c.hidden, (end - begin) * c.hidden,
+                                           w->d_stream_rounded + begin * c.hidden);
+    });
+  }
   return backward(plan, batch, seed, w);
 }
 
@@ -264,46 +287,40 @@ Status Decoder::block_backward(const LayerPlan& plan, const Batch& batch, const 
                                bool needs_input_gradient, Workspace* w) const {
   const DecoderConfig& c = config_;
   const size_t tokens = batch.ids.size();
-  const float* const d_stream[] = {w->d_stream};
-  const size_t hidden_stride[] = {c.hidden};
+  const ConstRows d_stream = w->d_stream_rows(c.hidden);
+  const Rows d_normed{w->d_normed, c.hidden}, nothing;
 
   // MLP.
-  LR_RETURN_IF_ERROR(lora_linear_backward(context_, linear_args(plan.down, tokens, w->hidden_ffn, saved.s_down, seed), d_stream,
-                                          hidden_stride, w->d_ffn, c.ffn, false));
-  LR_RETURN_IF_ERROR(swiglu_backward(context_, saved.gate_up, saved.gate_up + c.ffn, 2 * c.ffn, w->d_ffn, tokens, c.ffn, saved.gate_up,
-                                     saved.gate_up + c.ffn, 2 * c.ffn));
+  LR_RETURN_IF_ERROR(lora_linear_backward(context_, linear_args(plan.down, tokens, w->hidden_ffn, saved.s_down, seed), {&d_stream, 1},
+                                          w->d_ffn, false));
+  const GateUpRows gate_up(c, saved.gate_up);  // their gradients take their place
+  LR_RETURN_IF_ERROR(swiglu_backward(context_, gate_up.gate, gate_up.up, w->d_ffn, tokens, c.ffn, gate_up.gate, gate_up.up));
   LR_RETURN_IF_ERROR(rmsnorm_forward(context_, w->mid, plan.post_norm, c.norm_eps, tokens, c.hidden, w->normed, saved.inv_rms_mid));
-  const float* const d_gate_up[] = {saved.gate_up, saved.gate_up + c.ffn};  // the gradient has taken their place
-  const size_t gate_up_strides[] = {2 * c.ffn, 2 * c.ffn};
+  const ConstRows d_gate_up[] = {gate_up.gate, gate_up.up};
   LR_RETURN_IF_ERROR(lora_linear_backward(context_, linear_args(plan.gate_up, tokens, w->normed, saved.s_gate_up, seed), d_gate_up,
-                                          gate_up_strides, w->d_normed, c.hidden, false));
+                                          d_normed, false));
   LR_RETURN_IF_ERROR(rmsnorm_backward(context_, w->mid, plan.post_norm, saved.inv_rms_mid, w->d_normed, tokens, c.hidden, w->d_stream,
-                                      true, plan.grad_post_norm));
+                                      true, plan.grad_post_norm, w->d_stream_rounded));
 
   // Attention.
   const bool needs_qkv = needs_input_gradient || plan.qkv.trained || plan.grad_input_norm != nullptr;
-  LR_RETURN_IF_ERROR(lora_linear_backward(context_, linear_args(plan.output, tokens, saved.attention, saved.s_output, seed), d_stream,
-                                          hidden_stride, needs_qkv ? w->d_attention : nullptr, c.query_width(), false));
+  LR_RETURN_IF_ERROR(lora_linear_backward(context_, linear_args(plan.output, tokens, saved.attention, saved.s_output, seed),
+                                          {&d_stream, 1}, needs_qkv ? w->d_attention : nothing, false));
   if (!needs_qkv) return {};
-  const float* key = saved.qkv + c.query_width();
-  float* const d_key = w->d_qkv + c.query_width();
+  const QkvRows rows(c, saved.qkv), d(c, w->d_qkv);
   const auto sequences = packed_sequences(batch.starts);
-  const size_t stride = c.qkv_width();
-  LR_RETURN_IF_ERROR(attention_backward(context_, attention_shape(c, plan.window), sequences, {saved.qkv, stride}, {key, stride},
-                                        {key + c.kv_width(), stride}, {saved.attention, c.query_width()}, saved.lse,
-                                        {w->d_attention, c.query_width()}, {w->d_qkv, stride}, {d_key, stride},
-                                        {d_key + c.kv_width(), stride}, w->attention_scratch));
-  LR_RETURN_IF_ERROR(rope_apply(context_, w->d_qkv, stride, tokens, c.heads, c.head_dim, c.rope.rotary_dim, w->cos, w->sin, true));
-  LR_RETURN_IF_ERROR(rope_apply(context_, d_key, stride, tokens, c.kv_heads, c.head_dim, c.rope.rotary_dim, w->cos, w->sin, true));
+  LR_RETURN_IF_ERROR(attention_backward(context_, attention_shape(c, plan.window), sequences, heads(rows.q), heads(rows.k),
+                                        heads(rows.v), heads(saved.attention), saved.lse, heads(w->d_attention), heads_out(d.q),
+                                        heads_out(d.k), heads_out(d.v), w->attention_scratch));
+  LR_RETURN_IF_ERROR(rotate(d.q, d.k, tokens, true, w));
   LR_RETURN_IF_ERROR(rmsnorm_forward(context_, input, plan.input_norm, c.norm_eps, tokens, c.hidden, w->normed, saved.inv_rms_in));
-  const float* const d_qkv[] = {w->d_qkv, d_key, d_key + c.kv_width()};
-  const size_t qkv_strides[] = {stride, stride, stride};
+  const ConstRows d_qkv[] = {d.q, d.k, d.v};
   const bool needs_d_normed = needs_input_gradient || plan.grad_input_norm != nullptr;
-  LR_RETURN_IF_ERROR(lora_linear_backward(context_, linear_args(plan.qkv, tokens, w->normed, saved.s_qkv, seed), d_qkv, qkv_strides,
-                                          needs_d_normed ? w->d_normed : nullptr, c.hidden, false));
+  LR_RETURN_IF_ERROR(lora_linear_backward(context_, linear_args(plan.qkv, tokens, w->normed, saved.s_qkv, seed), d_qkv,
+                                          needs_d_normed ? d_normed : nothing, false));
   if (!needs_d_normed) return {};
   return rmsnorm_backward(context_, input, plan.input_norm, saved.inv_rms_in, w->d_normed, tokens, c.hidden, w->d_stream, true,
-                          plan.grad_input_norm);
+                          plan.grad_input_norm, w->d_stream_rounded);
 }
 
 }  // namespace lowrank

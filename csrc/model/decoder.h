@@ -52,6 +52,7 @@ class Decoder {
   Status gate_up(const LayerPlan&, size_t tokens, uint64_t seed, const BlockSaved&, Workspace*) const;
   Status finish_block(const LayerPlan&, const float* input, size_t tokens, uint64_t seed, const BlockSaved&, Workspace*, float* output) const;
   Status recompute(const LayerPlan&, const Batch&, const float* input, uint64_t seed, const BlockSaved&, Workspace*) const;
+  Status rotate(Rows q, Rows k, size_t tokens, bool inverse, const Workspace*) const;
   Status attend(const LayerPlan&, const Batch&, const BlockSaved&) const;
   Status block_backward(const LayerPlan&, const Batch&, const float* input, uint64_t seed, const BlockSaved&, bool needs_input_gradient,
                         Workspace*) const;

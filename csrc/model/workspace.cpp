@@ -18,6 +18,9 @@ class Layout {
   float* floats(const char* component, size_t rows, size_t columns) {
     return static_cast<float*>(bytes(component, rows * columns * sizeof(float)));
   }
+  Rows rows(const char* component, size_t rows, size_t columns, DType type) {
+    return {bytes(component, rows * row_bytes(type, columns)), columns, type};
+  }
   void* bytes(const char* component, size_t count) {
     void* at = base_ == nullptr ? nullptr : base_ + total_;
     const size_t rounded = round_up(count, kAlign);
@@ -34,15 +37,15 @@ class Layout {
   std::map<std::string, size_t> components_;
 };
 
-BlockSaved lay_block(Layout& layout, const DecoderConfig& c, const LayerPlan& plan, size_t t) {
+BlockSaved lay_block(Layout& layout, const DecoderConfig& c, const LayerPlan& plan, DType type, size_t t) {
   constexpr const char* kSaved = "activations";
   BlockSaved b;
-  b.qkv = layout.floats(kSaved, t, c.qkv_width());
-  b.attention = layout.floats(kSaved, t, c.query_width());
+  b.qkv = layout.rows(kSaved, t, c.qkv_width(), DType::kF32);
+  b.attention = layout.rows(kSaved, t, c.query_width(), DType::kF32);
   b.lse = layout.floats(kSaved, t, c.heads);
   b.inv_rms_in = layout.floats(kSaved, t, 1);
   b.inv_rms_mid = layout.floats(kSaved, t, 1);
-  b.gate_up = layout.floats(kSaved, t, 2 * c.ffn);
+  b.gate_up = layout.rows(kSaved, t, 2 * c.ffn, type);
   b.s_qkv = layout.floats(kSaved, t, plan.qkv.rank_sum);
   b.s_output = layout.floats(kSaved, t, plan.output.rank_sum);
   b.s_gate_up = layout.floats(kSaved, t, plan.gate_up.rank_sum);
@@ -62,61 +65,65 @@ LayerPlan widest(const ModelPlan& plan) {
   return wide;
 }
 
-void lay_out(Layout& layout, const DecoderConfig& c, const ModelPlan& plan, Mode mode, size_t t, Workspace* w) {
+void lay_out(Layout& layout, const DecoderConfig& c, const ModelPlan& plan, Mode mode, DType type, size_t t, Workspace* w) {
   const size_t layers = plan.layers.size();
   w->inputs.assign(mode == Mode::kForward ? 1 : layers + 1, nullptr);
   for (float*& input : w->inputs) input = layout.floats("activations", t, c.hidden);
   w->blocks.clear();
   if (mode == Mode::kTrain) {
-    for (const LayerPlan& layer : plan.layers) w->blocks.push_back(lay_block(layout, c, layer, t));
+    for (const LayerPlan& layer : plan.layers) w->blocks.push_back(lay_block(layout, c, layer, type, t));
   } else {
-    w->blocks.push_back(lay_block(layout, c, widest(plan), t));
+    w->blocks.push_back(lay_block(layout, c, widest(plan), type, t));
   }
   constexpr const char* kScratch = "workspace";
-  const size_t wide = std::max({c.ffn, c.qkv_width(), c.hidden}), narrow = std::max(c.hidden, c.query_width());
+  const auto rows_over = [&](void* memory, size_t columns) { return Rows{memory, columns, type}; };
   w->mid = layout.floats(kScratch, t, c.hidden);
-  w->normed = layout.floats(kScratch, t, c.hidden);
-  w->hidden_ffn = layout.floats(kScratch, t, std::max(c.ffn, c.hidden));
+  w->normed = layout.rows(kScratch, t, c.hidden, type);
+  const size_t head_bytes = t * c.hidden * sizeof(float);
+  w->hidden_ffn = rows_over(layout.bytes(kScratch, std::max(t * row_bytes(type, c.ffn), head_bytes)), c.ffn);
   w->cos = layout.floats(kScratch, t, c.rope.rotary_dim / 2);
   w->sin = layout.floats(kScratch, t, c.rope.rotary_dim / 2);
   w->inv_rms_head = layout.floats(kScratch, t, 1);
   // The head runs between the blocks' forward and backward, when their scratch is free.
-  w->head_in = w->hidden_ffn;
+  w->head_in = static_cast<float*>(w->hidden_ffn.data);
   w->head_normed = w->normed;
   if (mode == Mode::kForward) return;
   w->d_stream = layout.floats(kScratch, t, c.hidden);
-  w->d_normed = layout.floats(kScratch, t, narrow);
-  w->d_ffn = layout.floats(kScratch, t, wide);
+  w->d_stream_rounded =
+      type == DType::kBF16 ? static_cast<uint16_t*>(layout.rows(kScratch, t, c.hidden, type).data) : nullptr;
+  w->d_normed = static_cast<float*>(layout.bytes(kScratch, std::max(head_bytes, t * row_bytes(DType::kF32, c.query_width()))));
+  w->d_ffn = rows_over(layout.bytes(kScratch, t * std::max(row_bytes(type, c.ffn), row_bytes(DType::kF32, c.qkv_width()))), c.ffn);
   w->d_head = w->d_normed;
   // A block's backward is done with the MLP's buffers before attention's, and with d_normed between the two.
-  w->d_attention = w->d_normed;
-  w->d_qkv = w->d_ffn;
+  w->d_attention = Rows{w->d_normed, c.query_width()};
+  w->d_qkv = Rows{w->d_ffn.data, c.qkv_width()};
   const AttentionShape shape{c.heads, c.kv_heads, c.head_dim, 1.0f};
   w->attention_scratch = layout.bytes(kScratch, attention_backward_scratch(shape, t));
 }
 
 }  // namespace
 
-Status Workspace::prepare(const DecoderConfig& config, const ModelPlan& plan, Mode wanted_mode, size_t wanted_tokens) {
-  if (wanted_tokens <= tokens && wanted_mode == mode && revision_ == plan.revision) return {};
+Status Workspace::prepare(const DecoderConfig& config, const ModelPlan& plan, Mode wanted_mode, DType wanted_type, size_t wanted_tokens) {
+  if (wanted_tokens <= tokens && wanted_mode == mode && wanted_type == type && revision_ == plan.revision) return {};
   const size_t grown = std::max(wanted_tokens, tokens);
   Layout count(nullptr);
-  lay_out(count, config, plan, wanted_mode, grown, this);
+  lay_out(count, config, plan, wanted_mode, wanted_type, grown, this);
   tokens = 0;
   revision_ = 0;
   if (count.total() > arena_.bytes()) LR_RETURN_IF_ERROR(arena_.allocate(count.total(), "activations and workspace"));
   Layout place(arena_.as<unsigned char>());
-  lay_out(place, config, plan, wanted_mode, grown, this);
+  lay_out(place, config, plan, wanted_mode, wanted_type, grown, this);
   tokens = grown;
   mode = wanted_mode;
+  type = wanted_type;
   revision_ = plan.revision;
   return {};
 }
 
-std::map<std::string, size_t> Workspace::estimate(const DecoderConfig& config, const ModelPlan& plan, Mode mode, size_t tokens) {
+std::map<std::string, size_t> Workspace::estimate(const DecoderConfig& config, const ModelPlan& plan, Mode mode, DType type, size_t tokens) {
   Layout count(nullptr);
   Workspace unused;
-  lay_out(count, config, plan, mode, tokens, &unused);
+  lay_out(count, config, plan, mode, type, tokens, &unused);
   return count.components();
 }
 

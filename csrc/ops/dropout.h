@@ -8,11 +8,12 @@
 #include <cstdint>
 
 #include "core/context.h"
+#include "ops/rows.h"
 
 namespace lowrank {
 
-// x, y: [T, C] with row strides; y may alias x. p in [0, 1). accumulate: y +=.
-Status dropout_apply(Context&, const float* x, size_t x_stride, size_t tokens, size_t channels, float p, uint64_t seed,
-                     uint64_t module, float* y, size_t y_stride, bool accumulate);
+// x, y: [T, C], each fp32 or bf16; y may be x. p in [0, 1). accumulate: y +=.
+Status dropout_apply(Context&, ConstRows x, size_t tokens, size_t channels, float p, uint64_t seed, uint64_t module, Rows y,
+                     bool accumulate);
 
 }  // namespace lowrank

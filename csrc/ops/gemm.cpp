@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "core/checked.h"
 #include "core/op_profile.h"
@@ -32,12 +33,13 @@ static_assert(kGemmDecodingDotRows == kGemmMaxDotRows);
 constexpr size_t kDotBytes = size_t{48} << 10;
 constexpr size_t kChunksPerThread = 4;
 
-// The cuts of a sum's K: whole terms and pieces of terms, in order, at bounds that depend on the
-// terms alone. They are part of the result.
+// The cuts of a sum's K, padding included: whole terms and pieces of terms, in order, at bounds that
+// depend on the terms and the kind of block alone. They are part of the result.
 class KWalk {
  public:
-  explicit KWalk(std::span<const GemmTerm> terms) : terms_(terms) {
-    for (const GemmTerm& term : terms) left_ += term.k;
+  KWalk(std::span<const GemmTerm> terms, const BlockKernels& kernels)
+      : terms_(terms), max_k_(kernels.max_k), unit_(kernels.k_unit) {
+    for (const GemmTerm& term : terms) left_ += round_up(term.k, unit_);
   }
 
   struct Piece {
@@ -51,7 +53,7 @@ class KWalk {
     begun_ = true;
     count_ = 0;
     k_ = 0;
-    const size_t blocks = ceil_div(left_, kGemmMaxBlockK);
+    const size_t blocks = ceil_div(left_, max_k_);
     const size_t target = blocks == 0 ? 0 : ceil_div(left_, blocks);
     while (term_ < terms_.size() && k_ < target && count_ < kGemmMaxSegments) {
       const GemmTerm& term = terms_[term_];
@@ -59,12 +61,12 @@ class KWalk {
       size_t take = std::min(rest, target - k_);
       if (take < rest) {  // cut on whole units of the block types, or between terms
         size_t end = round_up(at_ + take, kCutUnit);
-        if (end - at_ + k_ > kGemmMaxBlockK) end -= kCutUnit;
+        if (end - at_ + k_ > max_k_) end -= kCutUnit;
         if (end <= at_) break;
         take = std::min(rest, end - at_);
       }
       if (take > 0) pieces_[count_++] = {&term, at_, take};
-      k_ += take;
+      k_ += round_up(take, unit_);
       at_ += take;
       if (at_ == term.k) {
         ++term_;
@@ -75,13 +77,15 @@ class KWalk {
     return true;
   }
 
-  size_t k() const { return k_; }
+  // Whether the block is the last.
+  bool last() const { return left_ == 0; }
   std::span<const Piece> pieces() const { return {pieces_, count_}; }
 
  private:
   static constexpr size_t kCutUnit = 32;
 
-  std::span<const GemmTerm> terms_;
+  const std::span<const GemmTerm> terms_;
+  const size_t max_k_, unit_;
   size_t left_ = 0, term_ = 0, at_ = 0;
   bool begun_ = false;
   Piece pieces_[kGemmMaxSegments];
@@ -121,7 +125,7 @@ class Gemm {
   Gemm(Context& context, size_t m, std::span<const GemmPart> parts, bool transposed_c)
       : context_(context),
         kernels_(context.kernels.gemm),
-        blocks_(takes_bf16(parts, transposed_c) ? block_kernels(context) : kernels_.f32),
+        blocks_(block_kernels(context)),
         m_(m),
         parts_(parts),
         transposed_c_(transposed_c) {}
@@ -144,21 +148,17 @@ class Gemm {
   }
 
  private:
-  // Rows of A are rounded where they are contiguous: all but gradients of weights.
-  static bool takes_bf16(std::span<const GemmPart> parts, bool transposed_c) {
-    return !transposed_c && std::all_of(parts.begin(), parts.end(), [](const GemmPart& part) {
-      return std::all_of(part.terms.begin(), part.terms.end(),
-                         [](const GemmTerm& term) { return term.a_col == 1; });
-    });
-  }
-
   // ── very few rows: row-wise dot products ──
   bool only_dots() const {
     if (m_ > gemm_dot_rows(context_) || transposed_c_) return false;
     return std::all_of(parts_.begin(), parts_.end(), [](const GemmPart& part) {
       return !part.terms.empty() &&
              std::all_of(part.terms.begin(), part.terms.end(),
-                         [](const GemmTerm& term) { return term.b_transposed && term.a_col == 1; });
+                         [](const GemmTerm& term) {
+                           return term.b_transposed && term.a_col == 1 &&
+                                  term.a_type == DType::kF32;
+                         }) &&
+             part.c_type == DType::kF32;
     });
   }
 
@@ -184,10 +184,15 @@ class Gemm {
 
   void dot_columns(const GemmPart& part, size_t begin, size_t count) const {
     const float* bias = part.bias == nullptr ? nullptr : part.bias + begin;
-    bool accumulate = part.accumulate;
+    float* c = static_cast<float*>(part.c) + begin;
+    bool accumulate = part.add != nullptr;
+    if (accumulate && part.add != part.c) {
+      for (size_t i = 0; i < m_; ++i)
+        std::memcpy(c + i * part.ldc, part.add + i * part.add_ld + begin, count * sizeof(float));
+    }
     for (const GemmTerm& term : part.terms) {
-      kernels_.dot(term.b, begin, count, term.a, term.a_row, m_, part.c + begin, part.ldc, bias,
-                   accumulate);
+      kernels_.dot(term.b, begin, count, static_cast<const float*>(term.a), term.a_row, m_, c,
+                   part.ldc, bias, accumulate);
       bias = nullptr;
       accumulate = true;
     }
@@ -196,26 +201,30 @@ class Gemm {
   // ── packed blocks ──
   Status run_blocks() {
     size_t depth = 0;
+    bool tiled = transposed_c_;  // whether sums go by way of a tile
     for (const GemmPart& part : parts_) {
-      for (KWalk walk(part.terms); walk.next();) depth = std::max(depth, depth_of(walk));
+      size_t blocks = 0;
+      for (KWalk walk(part.terms, blocks_); walk.next(); ++blocks)
+        depth = std::max(depth, depth_of(walk));
+      tiled |= blocks > 1 && part.c_type == DType::kBF16;
     }
-    const size_t panel_bytes = std::max<size_t>(1, depth * kernels_.nr * sizeof(float));
+    const size_t panel_bytes = std::max<size_t>(1, depth * blocks_.nr * sizeof(float));
     split(std::clamp<size_t>(kBlockBytes / panel_bytes, 1, 64));
-    const size_t block_floats = round_up(depth * panels_ * kernels_.nr, 16);
-    const size_t tile_floats = transposed_c_ ? rows_ * panels_ * kernels_.nr : 0;
+    const size_t block_floats = round_up(depth * panels_ * blocks_.nr, 16);
+    const size_t tile_floats = tiled ? rows_ * panels_ * blocks_.nr : 0;
     tile_offset_ = block_floats;
     LR_RETURN_IF_ERROR(context_.pool.reserve_scratch((block_floats + tile_floats) * sizeof(float)));
     for_chunks(column_chunks(panels_) * row_chunks_, [&](size_t chunk, size_t worker) {
       const size_t m = chunk % row_chunks_ * rows_;
       size_t column = chunk / row_chunks_;
       for (const GemmPart& part : parts_) {
-        const size_t panels = ceil_div(part.n, kernels_.nr), chunks = ceil_div(panels, panels_);
+        const size_t panels = ceil_div(part.n, blocks_.nr), chunks = ceil_div(panels, panels_);
         if (column >= chunks) {
           column -= chunks;
           continue;
         }
-        const size_t begin = panels * column / chunks * kernels_.nr;
-        const size_t end = std::min(part.n, panels * (column + 1) / chunks * kernels_.nr);
+        const size_t begin = panels * column / chunks * blocks_.nr;
+        const size_t end = std::min(part.n, panels * (column + 1) / chunks * blocks_.nr);
         return run_chunk(part, m, std::min(rows_, m_ - m), begin, end - begin,
                          context_.pool.scratch<float>(worker));
       }
@@ -232,7 +241,7 @@ class Gemm {
   size_t column_chunks(size_t panels_per_chunk) const {
     size_t chunks = 0;
     for (const GemmPart& part : parts_)
-      chunks += ceil_div(ceil_div(part.n, kernels_.nr), panels_per_chunk);
+      chunks += ceil_div(ceil_div(part.n, blocks_.nr), panels_per_chunk);
     return chunks;
   }
 
@@ -241,11 +250,11 @@ class Gemm {
   void split(size_t max_panels) {
     double all_panels = 0;
     for (const GemmPart& part : parts_)
-      all_panels += static_cast<double>(ceil_div(part.n, kernels_.nr));
+      all_panels += static_cast<double>(ceil_div(part.n, blocks_.nr));
     const double threads = static_cast<double>(threads_);
     double best = -1;
     for (size_t pieces = 1; pieces <= 4 * threads_; pieces *= 2) {
-      size_t rows = round_up(ceil_div(m_, pieces), kernels_.mr);
+      size_t rows = round_up(ceil_div(m_, pieces), blocks_.mr);
       if (transposed_c_) rows = std::min(rows, kTransposedRows);
       if (pieces > 1 && rows < 2 * kPackRows) break;
       const size_t row_chunks = ceil_div(m_, rows);
@@ -267,56 +276,75 @@ class Gemm {
 
   void run_chunk(const GemmPart& part, size_t m, size_t rows, size_t n, size_t columns,
                  float* scratch) const {
-    if (transposed_c_) {
-      float* tile = scratch + tile_offset_;
-      accumulate_sum(part, m, rows, n, columns, tile, columns, nullptr, false, scratch);
-      for (size_t j = 0; j < columns; ++j) {
-        float* c = part.c + (n + j) * part.ldc + m;
-        for (size_t i = 0; i < rows; ++i) c[i] += tile[i * columns + j];
-      }
+    float* tile = scratch + tile_offset_;
+    if (!transposed_c_) {
+      const BlockOutput c{part.c,       part.ldc,  part.add,
+                          part.add_ld, part.bias, part.c_type == DType::kBF16};
+      run_sum(part, m, rows, n, columns, c.at(m, n), tile, scratch);
       return;
     }
-    accumulate_sum(part, m, rows, n, columns, part.c + m * part.ldc + n, part.ldc,
-                   part.bias == nullptr ? nullptr : part.bias + n, part.accumulate, scratch);
+    run_sum(part, m, rows, n, columns, {tile, columns}, tile, scratch);
+    for (size_t j = 0; j < columns; ++j) {
+      float* c = static_cast<float*>(part.c) + (n + j) * part.ldc + m;
+      for (size_t i = 0; i < rows; ++i) c[i] += tile[i * columns + j];
+    }
   }
 
-  void accumulate_sum(const GemmPart& part, size_t m, size_t rows, size_t n, size_t columns,
-                      float* c, size_t ldc, const float* bias, bool accumulate,
-                      float* block) const {
-    const bool direct = m_ <= kDirectRows && &blocks_ == &kernels_.f32 &&
+  // Several blocks of K add into C, or, where C is bf16, into the tile until the last one.
+  void run_sum(const GemmPart& part, size_t m, size_t rows, size_t n, size_t columns,
+               const BlockOutput& c, float* tile, float* block) const {
+    const bool direct = m_ <= kDirectRows && blocks_.k_step == 1 &&
                         std::all_of(part.terms.begin(), part.terms.end(), [](const GemmTerm& term) {
                           return !term.b_transposed && readable_as_floats(term.b);
                         });
-    for (KWalk walk(part.terms); walk.next();) {
+    BlockOutput sum = c;
+    for (KWalk walk(part.terms, blocks_); walk.next();) {
+      if (c.bf16) {
+        sum.c = walk.last() ? c.c : tile;
+        sum.ldc = walk.last() ? c.ldc : columns;
+        sum.bf16 = walk.last();
+      }
       if (direct && !walk.pieces().empty()) {
         for (const KWalk::Piece& piece : walk.pieces()) {
           const Matrix& b = piece.term->b;
           const float* source = reinterpret_cast<const float*>(b.row(piece.begin)) + n;
-          kernels_.direct(segment_of(piece, m), rows, source, b.stride / sizeof(float), columns, c,
-                          ldc, bias, accumulate);
-          bias = nullptr;
-          accumulate = true;
+          kernels_.direct(segment_of(piece, m), rows, source, b.stride / sizeof(float), columns,
+                          sum);
+          sum = added(sum);
         }
-        continue;
+      } else {
+        run_block(walk, m, rows, n, columns, sum, block);
+        sum = added(sum);
       }
-      GemmSegment segments[kGemmMaxSegments];
-      const size_t depth = depth_of(walk);
-      size_t count = 0, at = 0;
-      for (const KWalk::Piece& piece : walk.pieces()) {
-        blocks_.pack(piece.term->b, piece.term->b_transposed, piece.begin, piece.k, n, columns,
-                     block, depth, at);
-        at += blocks_.depth(piece.k);
-        segments[count++] = segment_of(piece, m);
-      }
-      blocks_.block(segments, count, rows, block, columns, c, ldc, bias, accumulate);
-      bias = nullptr;
-      accumulate = true;
     }
+  }
+
+  // What comes after `sum` adds to what it wrote.
+  static BlockOutput added(const BlockOutput& sum) {
+    return {sum.c, sum.ldc, static_cast<const float*>(sum.c), sum.ldc, nullptr, sum.bf16};
+  }
+
+  void run_block(const KWalk& walk, size_t m, size_t rows, size_t n, size_t columns,
+                 const BlockOutput& sum, float* block) const {
+    GemmSegment segments[kGemmMaxSegments];
+    const size_t depth = depth_of(walk);
+    size_t count = 0, at = 0;
+    for (const KWalk::Piece& piece : walk.pieces()) {
+      blocks_.pack(piece.term->b, piece.term->b_transposed, piece.begin, piece.k, n, columns, block,
+                   depth, at);
+      at += blocks_.depth(piece.k);
+      segments[count++] = segment_of(piece, m);
+    }
+    blocks_.block(segments, count, rows, block, columns, sum);
   }
 
   static GemmSegment segment_of(const KWalk::Piece& piece, size_t m) {
     const GemmTerm& term = *piece.term;
-    return {term.a + m * term.a_row + piece.begin * term.a_col, term.a_row, term.a_col, piece.k};
+    const bool bf16 = term.a_type == DType::kBF16;
+    const size_t at = m * term.a_row + piece.begin * term.a_col;
+    const void* a =
+        static_cast<const unsigned char*>(term.a) + at * (bf16 ? sizeof(uint16_t) : sizeof(float));
+    return {a, term.a_row, term.a_col, piece.k, bf16};
   }
 
   // Work too small to share runs here; the pool's call keeps the arithmetic mode the same.
@@ -346,20 +374,31 @@ class Gemm {
 
 Status gemm(Context& context, size_t m, std::span<const GemmPart> parts) {
   const OpTimer timer(context, OpKind::kGemm);
+  const bool bf16 = block_kernels(context).k_step == 2;
   for (size_t part = 0; part < parts.size(); ++part) {
-    for (const GemmTerm& term : parts[part].terms)
+    bool rows_in_bf16 = parts[part].c_type == DType::kBF16;
+    for (const GemmTerm& term : parts[part].terms) {
       LR_RETURN_IF_ERROR(check_term(term, part, parts[part].n));
+      rows_in_bf16 |= term.a_type == DType::kBF16;
+    }
+    if (rows_in_bf16 && !bf16) {
+      return error(Code::kInvalidOption, "gemm: part %zu has bf16 rows, but fp32 is computed in",
+                   part);
+    }
   }
   if (m == 0) return {};
   return Gemm(context, m, parts, false).run();
 }
 
-Status gemm_tn(Context& context, size_t m, size_t n, size_t t, const float* a, size_t lda,
-               const float* b, size_t ldb, float* c, size_t ldc, bool transposed_c) {
+Status gemm_tn(Context& context, size_t m, size_t n, size_t t, ConstRows a, ConstRows b, float* c,
+               size_t ldc, bool transposed_c) {
   const OpTimer timer(context, OpKind::kGemm);
   if (m == 0 || n == 0 || t == 0) return {};
-  const GemmTerm term{a, 1, lda, {b, DType::kF32, t, n, ldb * sizeof(float)}, false, t};
-  const GemmPart part{c, ldc, n, {&term, 1}, nullptr, true};
+  if ((a.bf16() || b.bf16()) && block_kernels(context).k_step != 2)
+    return error(Code::kInvalidOption, "gemm_tn: bf16 rows, but fp32 is computed in");
+  const Matrix right{b.data, b.type, t, n, b.stride * b.element_bytes()};
+  const GemmTerm term{a.data, 1, a.stride, right, false, t, a.type};
+  const GemmPart part{c, ldc, n, {&term, 1}, nullptr, c, ldc};
   return Gemm(context, m, {&part, 1}, transposed_c).run();
 }
 

@@ -14,6 +14,7 @@
 #include <limits>
 
 #include "core/buffer.h"
+#include "core/half.h"
 #include "core/op_profile.h"
 #include "ops/cpu/kernels.h"
 #include "ops/gemm.h"
@@ -54,11 +55,11 @@ struct Pieces {
 
 class HeadPass {
  public:
-  HeadPass(Context& context, const float* h, const Matrix& w, const int32_t* targets, size_t n,
+  HeadPass(Context& context, ConstRows h, const Matrix& w, const int32_t* targets, size_t n,
            float* dh)
       : context_(context),
         gemm_(context.kernels.gemm),
-        blocks_(n > kGemmDotRows ? block_kernels(context) : gemm_.f32),
+        blocks_(block_kernels(context)),
         elementwise_(context.kernels.elementwise),
         h_(h),
         w_(w),
@@ -66,19 +67,19 @@ class HeadPass {
         n_(n),
         channels_(w.cols),
         dh_(dh) {
-    block_tokens_ = std::max(gemm_.nr, kBlockTokens / gemm_.nr * gemm_.nr);
-    block_floats_ = block_tokens_ * round_up(channels_, gemm_.nr) / blocks_.k_step;
+    block_tokens_ = std::max(blocks_.nr, kBlockTokens / blocks_.nr * blocks_.nr);
+    block_floats_ = block_tokens_ * round_up(channels_, blocks_.nr) / blocks_.k_step;
     const size_t forms = dh == nullptr ? 1 : 2;
     group_blocks_ = std::clamp<size_t>(kGroupBytes / (forms * block_floats_ * sizeof(float)), 1,
                                        ceil_div(w.rows, block_tokens_));
     // Cuts along C: of the sum in S = H·Wᵀ, and of the columns in O += S·W (there in whole panels).
     const size_t pieces = ceil_div(block_floats_, kPieceFloats);
-    const size_t length = round_up(ceil_div(channels_, pieces), gemm_.nr);
-    inner_ = {std::min(length, kGemmMaxBlockK / gemm_.nr * gemm_.nr), channels_};
+    const size_t length = round_up(ceil_div(channels_, pieces), blocks_.nr);
+    inner_ = {std::min(length, blocks_.max_k / blocks_.nr * blocks_.nr), channels_};
     outer_ = {length, channels_};
     const size_t threads = context.pool.threads();
     const size_t chunks = ceil_div(n, threads * kMaxChunkRows) * threads;
-    chunk_rows_ = round_up(ceil_div(n, chunks), gemm_.mr);
+    chunk_rows_ = round_up(ceil_div(n, chunks), blocks_.mr);
   }
 
   Status run(float grad_scale, HeadLoss* loss) {
@@ -112,7 +113,7 @@ class HeadPass {
 
   // dw of every vocabulary row, from logits that are computed again.
   Status accumulate_weight_gradient(float grad_scale, float* grad_w) {
-    const size_t block = std::clamp<size_t>(kRecomputeFloats / n_ / gemm_.nr, 1, 64) * gemm_.nr;
+    const size_t block = std::clamp<size_t>(kRecomputeFloats / n_ / blocks_.nr, 1, 64) * blocks_.nr;
     Buffer logits;
     LR_RETURN_IF_ERROR(logits.reserve(n_ * block * sizeof(float), "a block of logits"));
     float* p = logits.as<float>();
@@ -121,8 +122,8 @@ class HeadPass {
       Matrix rows = w_;
       rows.data = w_.row(token);
       rows.rows = tokens;
-      LR_RETURN_IF_ERROR(
-          gemm(context_, n_, {h_, channels_, 1, rows, true, channels_}, p, tokens, tokens, false));
+      const GemmTerm term{h_.data, h_.stride, 1, rows, true, channels_, h_.type};
+      LR_RETURN_IF_ERROR(gemm(context_, n_, term, p, tokens, tokens, false));
       for_row_chunks(context_, n_, tokens, [&](size_t begin, size_t end) {
         for (size_t row = begin; row < end; ++row) {
           const SoftmaxState& softmax = state(row).softmax;
@@ -133,7 +134,7 @@ class HeadPass {
             p[row * tokens + target - token] -= grad_scale;
         }
       });
-      LR_RETURN_IF_ERROR(gemm_tn(context_, tokens, channels_, n_, p, tokens, h_, channels_,
+      LR_RETURN_IF_ERROR(gemm_tn(context_, tokens, channels_, n_, {p, tokens}, h_,
                                  grad_w + token * channels_, channels_, false));
     }
     return {};
@@ -153,12 +154,12 @@ class HeadPass {
 
   // A task packs the rows of one panel of S = H·Wᵀ, which are some of the k of O += S·W.
   void pack_group(size_t token, size_t tokens) {
-    const size_t panels_per_block = block_tokens_ / gemm_.nr;
-    context_.pool.parallel(ceil_div(tokens, gemm_.nr), [&](size_t task, size_t) {
-      const size_t block = task / panels_per_block, at = task % panels_per_block * gemm_.nr;
+    const size_t panels_per_block = block_tokens_ / blocks_.nr;
+    context_.pool.parallel(ceil_div(tokens, blocks_.nr), [&](size_t task, size_t) {
+      const size_t block = task / panels_per_block, at = task % panels_per_block * blocks_.nr;
       const size_t block_begin = block * block_tokens_,
                    size = std::min(block_tokens_, tokens - block_begin);
-      const size_t first = token + block_begin + at, count = std::min(gemm_.nr, size - at);
+      const size_t first = token + block_begin + at, count = std::min(blocks_.nr, size - at);
       const size_t columns = round_up(size, gemm_.width);
       for (size_t piece = 0; piece < inner_.count(); ++piece) {
         const size_t k = inner_.size(piece), depth = blocks_.depth(k);
@@ -176,17 +177,19 @@ class HeadPass {
   void run_block(size_t block, size_t token, size_t tokens, size_t row, size_t rows, float* s) {
     const size_t columns = round_up(tokens, gemm_.width);
     for (size_t piece = 0; piece < inner_.count(); ++piece) {
-      const GemmSegment segment{h_ + row * channels_ + inner_.begin(piece), channels_, 1,
-                                inner_.size(piece)};
-      blocks_.block(&segment, 1, rows, inner_piece(block, piece, columns), tokens, s, tokens,
-                    nullptr, piece > 0);
+      const ConstRows h = h_.at(row, inner_.begin(piece));
+      const GemmSegment segment{h.data, h.stride, 1, inner_.size(piece), h.bf16()};
+      blocks_.block(&segment, 1, rows, inner_piece(block, piece, columns), tokens,
+                    {s, tokens, piece > 0 ? s : nullptr, tokens});
     }
     for (size_t i = 0; i < rows; ++i) update_row(row + i, token, tokens, s + i * tokens);
     if (dh_ == nullptr) return;
+    const bool rounded = blocks_.round != nullptr;  // then the weights are bf16, in half their place
     for (size_t piece = 0; piece < outer_.count(); ++piece) {
-      const GemmSegment segment{s, tokens, 1, tokens};
+      const GemmSegment segment{s, rounded ? 2 * tokens : tokens, 1, tokens, rounded};
+      float* dh = dh_ + row * channels_ + outer_.begin(piece);
       blocks_.block(&segment, 1, rows, outer_piece(block, piece, tokens), outer_.size(piece),
-                    dh_ + row * channels_ + outer_.begin(piece), channels_, nullptr, token > 0);
+                    {dh, channels_, token > 0 ? dh : nullptr, channels_});
     }
   }
 
@@ -209,7 +212,8 @@ class HeadPass {
     if (dh_ == nullptr) return;
     if (blocks_.round != nullptr) {
       row_state.rounded_sum *= static_cast<double>(row_state.softmax.rescale);
-      row_state.rounded_sum += blocks_.round(logits, tokens);
+      row_state.rounded_sum +=
+          blocks_.round(logits, tokens, reinterpret_cast<uint16_t*>(logits));
     }
     if (row_state.softmax.rescale != 1.0f && token > 0) {
       elementwise_.scale(row_state.softmax.rescale, channels_, dh_ + row * channels_);
@@ -224,6 +228,10 @@ class HeadPass {
       for (size_t row = chunk * chunk_rows; row < std::min(n_, (chunk + 1) * chunk_rows); ++row) {
         gemm_.dequantize(w_, static_cast<size_t>(targets_[row]), 1, 0, channels_, target_row,
                          channels_);
+        if (blocks_.round != nullptr && w_.type != DType::kBF16) {  // as it stands in O
+          for (size_t c = 0; c < channels_; ++c)
+            target_row[c] = bf16_to_f32(f32_to_bf16(target_row[c]));
+        }
         const double sum =
             blocks_.round == nullptr ? state(row).softmax.sum : state(row).rounded_sum;
         const float factor = static_cast<float>(static_cast<double>(grad_scale) / sum);
@@ -247,7 +255,7 @@ class HeadPass {
   const GemmKernels& gemm_;
   const BlockKernels& blocks_;
   const ElementwiseKernels& elementwise_;
-  const float* h_;
+  const ConstRows h_;
   const Matrix& w_;
   const int32_t* targets_;
   size_t n_, channels_;
@@ -277,13 +285,25 @@ Status check(const Matrix& w, const int32_t* targets, size_t n) {
 
 }  // namespace
 
-Status linear_cross_entropy(Context& context, const float* h, const Matrix& w,
+Status linear_cross_entropy(Context& context, ConstRows h, const Matrix& w,
                             const int32_t* targets, size_t n, float grad_scale, float* dh,
                             float* grad_w, HeadLoss* loss) {
   const OpTimer timer(context, OpKind::kHead);
   *loss = {};
   LR_RETURN_IF_ERROR(check(w, targets, n));
   if (n == 0) return {};
+  Buffer rounded;
+  if (activation_type(context) == DType::kBF16 && !h.bf16()) {
+    LR_RETURN_IF_ERROR(rounded.reserve(n * w.cols * sizeof(uint16_t), "the head's rounded input"));
+    uint16_t* rows = rounded.as<uint16_t>();
+    for_row_chunks(context, n, w.cols, [&](size_t begin, size_t end) {
+      for (size_t row = begin; row < end; ++row) {
+        context.kernels.elementwise.to_bf16(static_cast<const float*>(h.at(row, 0).data), w.cols,
+                                            rows + row * w.cols);
+      }
+    });
+    h = {rows, w.cols, DType::kBF16};
+  }
   HeadPass pass(context, h, w, targets, n, dh);
   LR_RETURN_IF_ERROR(pass.run(grad_scale, loss));
   return grad_w == nullptr ? Status() : pass.accumulate_weight_gradient(grad_scale, grad_w);

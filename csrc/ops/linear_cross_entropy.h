@@ -11,6 +11,7 @@
 
 #include "core/context.h"
 #include "ops/matrix.h"
+#include "ops/rows.h"
 
 namespace lowrank {
 
@@ -19,9 +20,9 @@ struct HeadLoss {
   size_t correct = 0;   // rows whose largest logit (the first of equals) is the target
 };
 
-// h: [n, C] contiguous; w: [V, C]; targets: [n] in [0, V), else kShapeMismatch. dh (null: loss only): [n, C], written (=).
+// h: [n, C], fp32 or (where the context computes in bf16) bf16; w: [V, C]; targets: [n] in [0, V), else kShapeMismatch. dh (null: loss only): [n, C], written (=).
 // grad_w (null: frozen): [V, C] fp32, accumulated.
-Status linear_cross_entropy(Context&, const float* h, const Matrix& w, const int32_t* targets, size_t n, float grad_scale,
+Status linear_cross_entropy(Context&, ConstRows h, const Matrix& w, const int32_t* targets, size_t n, float grad_scale,
                             float* dh, float* grad_w, HeadLoss* loss);
 
 }  // namespace lowrank

@@ -7,6 +7,7 @@
 
 #include "core/buffer.h"
 #include "core/checked.h"
+#include "core/half.h"
 #include "core/op_profile.h"
 #include "ops/cpu/kernels.h"
 #include "ops/dropout.h"
@@ -23,7 +24,7 @@ constexpr size_t kBiasColumns = 256;  // of dy in a chunk
 // of their own.
 struct Scratch {
   Buffer stacked;  // scaled A of several attachments, or the sum of their gradients
-  Buffer dropped;  // [T, in]: drop(x), or what is to be dropped of dx
+  Buffer dropped;  // [T, in]: drop(x) in x's type, or what is to be dropped of dx
   Buffer ds;       // [T, rank sum]
   std::vector<GemmTerm> terms;
   std::vector<GemmPart> parts;
@@ -70,15 +71,14 @@ std::vector<Run> runs_of(std::span<const Projection> group) {
   return runs;
 }
 
-Status check(const LinearArgs& args, size_t outputs, std::span<const size_t> strides,
-             const char* what) {
-  if (outputs != args.group.size() || strides.size() != args.group.size()) {
-    return error(Code::kShapeMismatch, "lora_linear: %zu %s with %zu strides for %zu projections",
-                 outputs, what, strides.size(), args.group.size());
+Status check(const LinearArgs& args, std::span<const ConstRows> outputs, const char* what) {
+  if (outputs.size() != args.group.size()) {
+    return error(Code::kShapeMismatch, "lora_linear: %zu %s for %zu projections", outputs.size(),
+                 what, args.group.size());
   }
-  if (args.x_stride < args.in) {
+  if (args.x.stride < args.in) {
     return error(Code::kShapeMismatch, "lora_linear: rows of x lie %zu apart, but hold %zu",
-                 args.x_stride, args.in);
+                 args.x.stride, args.in);
   }
   for (size_t p = 0; p < args.group.size(); ++p) {
     const Matrix& weight = args.group[p].weight;
@@ -86,15 +86,19 @@ Status check(const LinearArgs& args, size_t outputs, std::span<const size_t> str
       return error(Code::kShapeMismatch, "lora_linear: projection %zu takes %zu inputs, x has %zu",
                    p, weight.cols, args.in);
     }
-    if (strides[p] < weight.rows) {
+    if (outputs[p].stride < weight.rows) {
       return error(Code::kShapeMismatch, "lora_linear: rows of %s %zu lie %zu apart, but hold %zu",
-                   what, p, strides[p], weight.rows);
+                   what, p, outputs[p].stride, weight.rows);
     }
   }
   if (lora_rank_sum(args.group) > 0 && args.s == nullptr) {
     return error(Code::kShapeMismatch, "lora_linear: there are attachments, but no memory for s");
   }
   return {};
+}
+
+GemmTerm term(ConstRows a, const Matrix& b, bool b_transposed, size_t k) {
+  return {a.data, a.stride, 1, b, b_transposed, k, a.type};
 }
 
 Matrix floats(const float* data, size_t rows, size_t cols) {
@@ -125,8 +129,7 @@ Status project_few(Context& context, const LinearArgs& args, size_t ranks, Scrat
   scratch.parts.clear();
   for_each_attachment(args.group, [&](const Attached& attached) {
     const LoraAttachment& lora = *attached.lora;
-    scratch.terms.push_back(
-        {args.x, args.x_stride, 1, floats(lora.a, lora.r, args.in), true, args.in});
+    scratch.terms.push_back(term(args.x, floats(lora.a, lora.r, args.in), true, args.in));
   });
   size_t index = 0;
   for_each_attachment(args.group, [&](const Attached& attached) {
@@ -136,6 +139,18 @@ Status project_few(Context& context, const LinearArgs& args, size_t ranks, Scrat
   LR_RETURN_IF_ERROR(gemm(context, args.tokens, scratch.parts));
   scale_columns(context, args.group, args.tokens, ranks, args.s);
   return {};
+}
+
+// *x = drop(args.x) for the single attachment of a run, in the type of args.x.
+Status drop_input(Context& context, const LinearArgs& args, const Run& run, Scratch& scratch,
+                  ConstRows* x) {
+  const LoraAttachment& lora = *run.members.front().lora;
+  LR_RETURN_IF_ERROR(
+      scratch.dropped.reserve(args.tokens * args.in * sizeof(float), "inputs after dropout"));
+  const Rows dropped{scratch.dropped.as<void>(), args.in, args.x.type};
+  *x = dropped;
+  return dropout_apply(context, args.x, args.tokens, args.in, lora.dropout, args.seed, lora.module,
+                       dropped, false);
 }
 
 // s = scale · drop(x) · Aᵀ for a run, whose A are stacked and scaled first: one pass over x, full
@@ -151,26 +166,15 @@ Status project_run(Context& context, const LinearArgs& args, const Run& run, siz
     for (size_t i = 0; i < lora.r * args.in; ++i) out[i] = lora.scale * lora.a[i];
     out += lora.r * args.in;
   }
-  const float* x = args.x;
-  size_t x_stride = args.x_stride;
-  if (run.dropped()) {
-    const LoraAttachment& lora = *run.members.front().lora;
-    LR_RETURN_IF_ERROR(
-        scratch.dropped.reserve(args.tokens * args.in * sizeof(float), "inputs after dropout"));
-    LR_RETURN_IF_ERROR(dropout_apply(context, x, x_stride, args.tokens, args.in, lora.dropout,
-                                     args.seed, lora.module, scratch.dropped.as<float>(), args.in,
-                                     false));
-    x = scratch.dropped.as<float>();
-    x_stride = args.in;
-  }
-  return gemm(context, args.tokens,
-              {x, x_stride, 1, floats(stacked, run.ranks, args.in), true, args.in},
+  ConstRows x = args.x;
+  if (run.dropped()) LR_RETURN_IF_ERROR(drop_input(context, args, run, scratch, &x));
+  return gemm(context, args.tokens, term(x, floats(stacked, run.ranks, args.in), true, args.in),
               args.s + run.offset(), ranks, run.ranks, false);
 }
 
 // dA += dsᵀ · drop(x) for a run, and dx += drop'(ds · A) where it has dropout.
-Status run_backward(Context& context, const LinearArgs& args, const Run& run, size_t ranks,
-                    float* dx, size_t dx_stride, Scratch& scratch) {
+Status run_backward(Context& context, const LinearArgs& args, const Run& run, size_t ranks, Rows dx,
+                    Scratch& scratch) {
   const float* ds = scratch.ds.as<float>() + run.offset();
   const bool trained =
       std::any_of(run.members.begin(), run.members.end(),
@@ -180,7 +184,8 @@ Status run_backward(Context& context, const LinearArgs& args, const Run& run, si
     LR_RETURN_IF_ERROR(
         scratch.stacked.reserve(run.ranks * args.in * sizeof(float), "stacked LoRA gradients"));
     float* sum = scratch.stacked.as<float>();
-    const Matrix x{args.x, DType::kF32, args.tokens, args.in, args.x_stride * sizeof(float)};
+    const Matrix x{args.x.data, args.x.type, args.tokens, args.in,
+                   args.x.stride * args.x.element_bytes()};
     LR_RETURN_IF_ERROR(gemm(context, run.ranks, {ds, 1, ranks, x, false, args.tokens}, sum, args.in,
                             args.in, false));
     for (const Attached& attached : run.members) {
@@ -193,27 +198,26 @@ Status run_backward(Context& context, const LinearArgs& args, const Run& run, si
   }
 
   const LoraAttachment& lora = *run.members.front().lora;
-  LR_RETURN_IF_ERROR(
-      scratch.dropped.reserve(args.tokens * args.in * sizeof(float), "inputs after dropout"));
-  float* dropped = scratch.dropped.as<float>();
   if (trained) {
-    LR_RETURN_IF_ERROR(dropout_apply(context, args.x, args.x_stride, args.tokens, args.in,
-                                     lora.dropout, args.seed, lora.module, dropped, args.in,
-                                     false));
-    LR_RETURN_IF_ERROR(gemm_tn(context, lora.r, args.in, args.tokens, ds, ranks, dropped, args.in,
-                               lora.grad_a, args.in, false));
+    ConstRows x;
+    LR_RETURN_IF_ERROR(drop_input(context, args, run, scratch, &x));
+    LR_RETURN_IF_ERROR(gemm_tn(context, lora.r, args.in, args.tokens, {ds, ranks}, x, lora.grad_a,
+                               args.in, false));
   }
-  if (dx == nullptr) return {};
+  if (dx.data == nullptr) return {};
+  LR_RETURN_IF_ERROR(
+      scratch.dropped.reserve(args.tokens * args.in * sizeof(float), "gradients before dropout"));
+  float* dropped = scratch.dropped.as<float>();
   LR_RETURN_IF_ERROR(gemm(context, args.tokens,
                           {ds, ranks, 1, floats(lora.a, lora.r, args.in), false, lora.r}, dropped,
                           args.in, args.in, false));
-  return dropout_apply(context, dropped, args.in, args.tokens, args.in, lora.dropout, args.seed,
-                       lora.module, dx, dx_stride, true);
+  return dropout_apply(context, {dropped, args.in}, args.tokens, args.in, lora.dropout, args.seed,
+                       lora.module, dx, true);
 }
 
 // ds = scale · dy · B for all attachments.
-Status ds_forward(Context& context, const LinearArgs& args, std::span<const float* const> dy,
-                  std::span<const size_t> dy_stride, size_t ranks, Scratch& scratch) {
+Status ds_forward(Context& context, const LinearArgs& args, std::span<const ConstRows> dy,
+                  size_t ranks, Scratch& scratch) {
   LR_RETURN_IF_ERROR(scratch.ds.reserve(args.tokens * ranks * sizeof(float),
                                         "gradients of LoRA's inner activations"));
   float* ds = scratch.ds.as<float>();
@@ -222,8 +226,8 @@ Status ds_forward(Context& context, const LinearArgs& args, std::span<const floa
   for_each_attachment(args.group, [&](const Attached& attached) {
     const size_t out = args.group[attached.projection].weight.rows;
     const LoraAttachment& lora = *attached.lora;
-    scratch.terms.push_back({dy[attached.projection], dy_stride[attached.projection], 1,
-                             floats(lora.b, out, lora.r), false, out});
+    scratch.terms.push_back(
+        term(dy[attached.projection], floats(lora.b, out, lora.r), false, out));
   });
   size_t index = 0;
   for_each_attachment(args.group, [&](const Attached& attached) {
@@ -236,27 +240,30 @@ Status ds_forward(Context& context, const LinearArgs& args, std::span<const floa
 }
 
 // dbias += Σ_t dy, in token order.
-void bias_backward(Context& context, const float* dy, size_t dy_stride, size_t tokens, size_t out,
-                   float* grad) {
+void bias_backward(Context& context, ConstRows dy, size_t tokens, size_t out, float* grad) {
   context.pool.parallel(ceil_div(out, kBiasColumns), [&](size_t chunk, size_t) {
     const size_t begin = chunk * kBiasColumns, n = std::min(kBiasColumns, out - begin);
     float sum[kBiasColumns] = {};
     for (size_t t = 0; t < tokens; ++t) {
-      const float* row = dy + t * dy_stride + begin;
-      for (size_t i = 0; i < n; ++i) sum[i] += row[i];
+      const void* row = dy.at(t, begin).data;
+      if (dy.bf16()) {
+        for (size_t i = 0; i < n; ++i)
+          sum[i] += bf16_to_f32(static_cast<const uint16_t*>(row)[i]);
+      } else {
+        for (size_t i = 0; i < n; ++i) sum[i] += static_cast<const float*>(row)[i];
+      }
     }
     for (size_t i = 0; i < n; ++i) grad[begin + i] += sum[i];
   });
 }
 
 // dx (+)= Σ_p dy_p·W_p + Σ ds·A over the attachments without dropout.
-Status input_backward(Context& context, const LinearArgs& args, std::span<const float* const> dy,
-                      std::span<const size_t> dy_stride, size_t ranks, float* dx, size_t dx_stride,
-                      bool accumulate, Scratch& scratch) {
+Status input_backward(Context& context, const LinearArgs& args, std::span<const ConstRows> dy,
+                      size_t ranks, Rows dx, bool accumulate, Scratch& scratch) {
   scratch.terms.clear();
   for (size_t p = 0; p < args.group.size(); ++p) {
     const Matrix& weight = args.group[p].weight;
-    scratch.terms.push_back({dy[p], dy_stride[p], 1, weight, false, weight.rows});
+    scratch.terms.push_back(term(dy[p], weight, false, weight.rows));
   }
   for_each_attachment(args.group, [&](const Attached& attached) {
     const LoraAttachment& lora = *attached.lora;
@@ -264,7 +271,12 @@ Status input_backward(Context& context, const LinearArgs& args, std::span<const 
     scratch.terms.push_back({scratch.ds.as<float>() + attached.offset, ranks, 1,
                              floats(lora.a, lora.r, args.in), false, lora.r});
   });
-  const GemmPart part{dx, dx_stride, args.in, scratch.terms, nullptr, accumulate};
+  GemmPart part{dx.data, dx.stride, args.in, scratch.terms};
+  part.c_type = dx.type;
+  if (accumulate) {
+    part.add = static_cast<const float*>(dx.data);
+    part.add_ld = dx.stride;
+  }
   return gemm(context, args.tokens, {&part, 1});
 }
 
@@ -286,15 +298,18 @@ Status lora_inner_forward(Context& context, const LinearArgs& args) {
   const std::vector<Run> runs = runs_of(args.group);
   const bool dropout =
       std::any_of(runs.begin(), runs.end(), [](const Run& run) { return run.dropped(); });
-  if (args.tokens <= few_tokens(context) && !dropout) return project_few(context, args, ranks, scratch);
+  if (args.tokens <= few_tokens(context) && !dropout && !args.x.bf16())
+    return project_few(context, args, ranks, scratch);
   for (const Run& run : runs) LR_RETURN_IF_ERROR(project_run(context, args, run, ranks, scratch));
   return {};
 }
 
-Status lora_linear_forward(Context& context, const LinearArgs& args, std::span<float* const> y,
-                           std::span<const size_t> y_stride, bool accumulate) {
+Status lora_linear_forward(Context& context, const LinearArgs& args, std::span<const Rows> y,
+                           std::span<const ConstRows> add) {
   const OpTimer timer(context, OpKind::kLoraForward);
-  LR_RETURN_IF_ERROR(check(args, y.size(), y_stride, "y"));
+  const std::vector<ConstRows> outputs(y.begin(), y.end());
+  LR_RETURN_IF_ERROR(check(args, outputs, "y"));
+  if (!add.empty()) LR_RETURN_IF_ERROR(check(args, add, "rows to add to"));
   if (args.tokens == 0) return {};
   LR_RETURN_IF_ERROR(lora_inner_forward(context, args));
   Scratch& scratch = thread_scratch();
@@ -309,7 +324,7 @@ Status lora_linear_forward(Context& context, const LinearArgs& args, std::span<f
   for (size_t p = 0; p < args.group.size(); ++p) {
     const Projection& projection = args.group[p];
     const size_t out = projection.weight.rows, first = scratch.terms.size();
-    scratch.terms.push_back({args.x, args.x_stride, 1, projection.weight, true, args.in});
+    scratch.terms.push_back(term(args.x, projection.weight, true, args.in));
     for (const LoraAttachment& lora : projection.loras) {
       scratch.terms.push_back(
           {args.s + offset, ranks, 1, floats(lora.b, out, lora.r), true, lora.r});
@@ -317,25 +332,30 @@ Status lora_linear_forward(Context& context, const LinearArgs& args, std::span<f
     }
     const std::span<const GemmTerm> terms(scratch.terms.data() + first,
                                           scratch.terms.size() - first);
-    scratch.parts.push_back({y[p], y_stride[p], out, terms, projection.bias, accumulate});
+    GemmPart part{y[p].data, y[p].stride, out, terms, projection.bias};
+    part.c_type = y[p].type;
+    if (!add.empty()) {
+      part.add = static_cast<const float*>(add[p].data);
+      part.add_ld = add[p].stride;
+    }
+    scratch.parts.push_back(part);
   }
   return gemm(context, args.tokens, scratch.parts);
 }
 
-Status lora_linear_backward(Context& context, const LinearArgs& args,
-                            std::span<const float* const> dy, std::span<const size_t> dy_stride,
-                            float* dx, size_t dx_stride, bool accumulate_dx) {
+Status lora_linear_backward(Context& context, const LinearArgs& args, std::span<const ConstRows> dy,
+                            Rows dx, bool accumulate_dx) {
   const OpTimer timer(context, OpKind::kLoraBackward);
-  LR_RETURN_IF_ERROR(check(args, dy.size(), dy_stride, "dy"));
-  if (dx != nullptr && dx_stride < args.in) {
+  LR_RETURN_IF_ERROR(check(args, dy, "dy"));
+  if (dx.data != nullptr && dx.stride < args.in) {
     return error(Code::kShapeMismatch, "lora_linear: rows of dx lie %zu apart, but hold %zu",
-                 dx_stride, args.in);
+                 dx.stride, args.in);
   }
   if (args.tokens == 0) return {};
   Scratch& scratch = thread_scratch();
   const size_t ranks = lora_rank_sum(args.group);
 
-  bool needs_ds = ranks > 0 && dx != nullptr;
+  bool needs_ds = ranks > 0 && dx.data != nullptr;
   size_t offset = 0;
   for (size_t p = 0; p < args.group.size(); ++p) {
     const Projection& projection = args.group[p];
@@ -343,27 +363,25 @@ Status lora_linear_backward(Context& context, const LinearArgs& args,
     for (const LoraAttachment& lora : projection.loras) {
       needs_ds |= lora.grad_a != nullptr;
       if (lora.grad_b != nullptr) {
-        LR_RETURN_IF_ERROR(gemm_tn(context, lora.r, out, args.tokens, args.s + offset, ranks, dy[p],
-                                   dy_stride[p], lora.grad_b, lora.r, true));
+        LR_RETURN_IF_ERROR(gemm_tn(context, lora.r, out, args.tokens, {args.s + offset, ranks},
+                                   dy[p], lora.grad_b, lora.r, true));
       }
       offset += lora.r;
     }
     if (projection.grad_weight != nullptr) {
-      LR_RETURN_IF_ERROR(gemm_tn(context, out, args.in, args.tokens, dy[p], dy_stride[p], args.x,
-                                 args.x_stride, projection.grad_weight, args.in, false));
+      LR_RETURN_IF_ERROR(gemm_tn(context, out, args.in, args.tokens, dy[p], args.x,
+                                 projection.grad_weight, args.in, false));
     }
     if (projection.grad_bias != nullptr)
-      bias_backward(context, dy[p], dy_stride[p], args.tokens, out, projection.grad_bias);
+      bias_backward(context, dy[p], args.tokens, out, projection.grad_bias);
   }
 
-  if (needs_ds) LR_RETURN_IF_ERROR(ds_forward(context, args, dy, dy_stride, ranks, scratch));
-  if (dx != nullptr) {
-    LR_RETURN_IF_ERROR(
-        input_backward(context, args, dy, dy_stride, ranks, dx, dx_stride, accumulate_dx, scratch));
-  }
+  if (needs_ds) LR_RETURN_IF_ERROR(ds_forward(context, args, dy, ranks, scratch));
+  if (dx.data != nullptr)
+    LR_RETURN_IF_ERROR(input_backward(context, args, dy, ranks, dx, accumulate_dx, scratch));
   if (!needs_ds) return {};
   for (const Run& run : runs_of(args.group)) {
-    LR_RETURN_IF_ERROR(run_backward(context, args, run, ranks, dx, dx_stride, scratch));
+    LR_RETURN_IF_ERROR(run_backward(context, args, run, ranks, dx, scratch));
   }
   return {};
 }

@@ -3,6 +3,7 @@
 //   dx  = Σ_p dy_p·W_p + drop'(ds·A),  ds = scale · dy·B           run as  [dy | ds]·[W ; A]
 //   dA += dsᵀ·drop(x),  dB += dyᵀ·s,  dbias += Σ_t dy,  dW += dyᵀ·x        (each only where its gradient pointer is set)
 // Without dropout all A of the group are read in one pass over x. Gradients are accumulated (+=).
+// Where the context computes in bf16, x, y, dy and dx may be bf16; s, biases, LoRA's weights and all gradients of weights are fp32.
 // Dropout: element (t, c) of module `module` is kept where philox(seed, module, t * in + c) says so; see dropout.h.
 #pragma once
 
@@ -11,6 +12,7 @@
 
 #include "core/context.h"
 #include "ops/matrix.h"
+#include "ops/rows.h"
 
 namespace lowrank {
 
@@ -33,14 +35,12 @@ struct Projection {
   float* grad_bias = nullptr;
 };
 
-// s holds [T, Σ r] over all attachments of the group, in order; the backward reads it. y of projection p is
-// y[p][t * y_stride[p] + n]. `accumulate`: y += (used for residuals).
+// s holds [T, Σ r] over all attachments of the group, in order; the backward reads it.
 size_t lora_rank_sum(std::span<const Projection> group);
 
 struct LinearArgs {
   size_t tokens, in;
-  const float* x;            // [T, in], row stride x_stride
-  size_t x_stride;
+  ConstRows x;               // [T, in]
   std::span<const Projection> group;
   float* s;                  // [T, lora_rank_sum(group)]
   uint64_t seed = 0;         // of this step's dropout masks
@@ -49,11 +49,11 @@ struct LinearArgs {
 // s alone: what a recompute needs where the backward will not read y.
 Status lora_inner_forward(Context&, const LinearArgs&);
 
-Status lora_linear_forward(Context&, const LinearArgs&, std::span<float* const> y, std::span<const size_t> y_stride,
-                           bool accumulate);
+// y: [T, out] of each projection. `add` (none, or one for each projection): fp32 rows to which the result is added, as
+// a residual is; they may be an fp32 y itself.
+Status lora_linear_forward(Context&, const LinearArgs&, std::span<const Rows> y, std::span<const ConstRows> add = {});
 
-// dx (may be null where nothing below is trained): [T, in], row stride dx_stride; = or += by accumulate_dx.
-Status lora_linear_backward(Context&, const LinearArgs&, std::span<const float* const> dy, std::span<const size_t> dy_stride,
-                            float* dx, size_t dx_stride, bool accumulate_dx);
+// dx (its data may be null where nothing below is trained): [T, in]; = or, in fp32, += by accumulate_dx.
+Status lora_linear_backward(Context&, const LinearArgs&, std::span<const ConstRows> dy, Rows dx, bool accumulate_dx);
 
 }  // namespace lowrank

@@ -13,18 +13,19 @@ constexpr size_t kGradWeightChannels = 64;
 }  // namespace
 
 Status rmsnorm_forward(Context& context, const float* x, const float* w, float eps, size_t tokens,
-                       size_t channels, float* y, float* inv_rms) {
+                       size_t channels, Rows y, float* inv_rms) {
   const OpTimer timer(context, OpKind::kNorm);
   for_row_chunks(context, tokens, channels, [&](size_t begin, size_t end) {
     context.kernels.elementwise.rmsnorm_forward(x + begin * channels, w, eps, end - begin, channels,
-                                                y + begin * channels, inv_rms + begin);
+                                                y.at(begin, 0).data, y.stride, y.bf16(),
+                                                inv_rms + begin);
   });
   return {};
 }
 
 Status rmsnorm_backward(Context& context, const float* x, const float* w, const float* inv_rms,
                         const float* dy, size_t tokens, size_t channels, float* dx, bool accumulate,
-                        float* dw) {
+                        float* dw, uint16_t* rounded) {
   const OpTimer timer(context, OpKind::kNorm);
   if (dw != nullptr && tokens > 0) {  // before dx, which may overwrite dy
     for_row_chunks(context, ceil_div(channels, kGradWeightChannels), tokens * kGradWeightChannels,
@@ -37,7 +38,8 @@ Status rmsnorm_backward(Context& context, const float* x, const float* w, const 
   for_row_chunks(context, tokens, channels, [&](size_t begin, size_t end) {
     const size_t offset = begin * channels;
     context.kernels.elementwise.rmsnorm_backward(x + offset, w, inv_rms + begin, dy + offset,
-                                                 end - begin, channels, dx + offset, accumulate);
+                                                 end - begin, channels, dx + offset, accumulate,
+                                                 rounded == nullptr ? nullptr : rounded + offset);
   });
   return {};
 }

@@ -141,7 +141,7 @@ Status rope_table(Context& context, const int32_t* positions, size_t tokens, con
   return {};
 }
 
-Status rope_apply(Context& context, float* x, size_t stride, size_t tokens, size_t heads, size_t head_dim, size_t rotary_dim,
+Status rope_apply(Context& context, Rows x, size_t tokens, size_t heads, size_t head_dim, size_t rotary_dim,
                   const float* cos, const float* sin, bool inverse) {
   const OpTimer timer(context, OpKind::kRope);
   if (rotary_dim % 2 != 0 || rotary_dim > head_dim) {
@@ -152,7 +152,7 @@ Status rope_apply(Context& context, float* x, size_t stride, size_t tokens, size
   context.pool.parallel(ceil_div(tokens, kRopeTokens), [&](size_t chunk, size_t) {
     const size_t end = std::min(tokens, (chunk + 1) * kRopeTokens);
     for (size_t t = chunk * kRopeTokens; t < end; ++t) {
-      context.kernels.attention.rope_row(x + t * stride, heads, head_dim, rotary_dim, cos + t * half, sin + t * half, inverse);
+      context.kernels.attention.rope_row(x.at(t, 0).data, x.bf16(), heads, head_dim, rotary_dim, cos + t * half, sin + t * half, inverse);
     }
   });
   return {};

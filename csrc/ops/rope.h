@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/context.h"
+#include "ops/rows.h"
 
 namespace lowrank {
 
@@ -34,8 +35,8 @@ Status rope_frequencies(const RopeConfig&, size_t length, std::vector<float>* in
 Status rope_table(Context&, const int32_t* positions, size_t tokens, const std::vector<float>& inv_freq,
                   float attention_scale, float* cos, float* sin);
 
-// Rotates `heads` heads of each row in place: row t, head h at x[t * stride + h * head_dim]. `inverse` rotates by minus the angle, which is the backward.
-Status rope_apply(Context&, float* x, size_t stride, size_t tokens, size_t heads, size_t head_dim, size_t rotary_dim,
+// Rotates `heads` heads of each row in place: row t, head h at element h * head_dim of row t of x. `inverse` rotates by minus the angle, which is the backward.
+Status rope_apply(Context&, Rows x, size_t tokens, size_t heads, size_t head_dim, size_t rotary_dim,
                   const float* cos, const float* sin, bool inverse);
 
 }  // namespace lowrank

@@ -6,27 +6,26 @@
 
 namespace lowrank {
 
-Status swiglu_forward(Context& context, const float* g, const float* u, size_t gu_stride,
-                      size_t tokens, size_t ffn, float* h) {
+Status swiglu_forward(Context& context, ConstRows g, ConstRows u, size_t tokens, size_t ffn,
+                      Rows h) {
   const OpTimer timer(context, OpKind::kSwiglu);
   for_row_chunks(context, tokens, ffn, [&](size_t begin, size_t end) {
-    for (size_t token = begin; token < end; ++token) {
-      context.kernels.elementwise.swiglu_forward(g + token * gu_stride, u + token * gu_stride, ffn,
-                                                 h + token * ffn);
+    for (size_t t = begin; t < end; ++t) {
+      context.kernels.elementwise.swiglu_forward(g.at(t, 0).data, u.at(t, 0).data, g.bf16(), ffn,
+                                                 h.at(t, 0).data);
     }
   });
   return {};
 }
 
-Status swiglu_backward(Context& context, const float* g, const float* u, size_t gu_stride,
-                       const float* dh, size_t tokens, size_t ffn, float* dg, float* du,
-                       size_t dgu_stride) {
+Status swiglu_backward(Context& context, ConstRows g, ConstRows u, ConstRows dh, size_t tokens,
+                       size_t ffn, Rows dg, Rows du) {
   const OpTimer timer(context, OpKind::kSwiglu);
   for_row_chunks(context, tokens, ffn, [&](size_t begin, size_t end) {
-    for (size_t token = begin; token < end; ++token) {
-      context.kernels.elementwise.swiglu_backward(g + token * gu_stride, u + token * gu_stride,
-                                                  dh + token * ffn, ffn, dg + token * dgu_stride,
-                                                  du + token * dgu_stride);
+    for (size_t t = begin; t < end; ++t) {
+      context.kernels.elementwise.swiglu_backward(g.at(t, 0).data, u.at(t, 0).data,
+                                                  dh.at(t, 0).data, g.bf16(), ffn,
+                                                  dg.at(t, 0).data, du.at(t, 0).data);
     }
   });
   return {};

@@ -1,15 +1,15 @@
 // h = silu(g) * u,  silu(x) = x / (1 + exp(-x))                               Shazeer 2020, arXiv:2002.05202
-// g, u: [T, F] with row stride gu_stride (two halves of one buffer); h, dh: [T, F] contiguous.
+// Rows of `ffn` elements, all of one type.
 #pragma once
 
 #include "core/context.h"
+#include "ops/rows.h"
 
 namespace lowrank {
 
-Status swiglu_forward(Context&, const float* g, const float* u, size_t gu_stride, size_t tokens, size_t ffn, float* h);
+Status swiglu_forward(Context&, ConstRows g, ConstRows u, size_t tokens, size_t ffn, Rows h);
 
-// dg, du are written (=) with row stride dgu_stride and may alias g and u.
-Status swiglu_backward(Context&, const float* g, const float* u, size_t gu_stride, const float* dh, size_t tokens,
-                       size_t ffn, float* dg, float* du, size_t dgu_stride);
+// dg, du are written (=) and may alias g and u.
+Status swiglu_backward(Context&, ConstRows g, ConstRows u, ConstRows dh, size_t tokens, size_t ffn, Rows dg, Rows du);
 
 }  // namespace lowrank

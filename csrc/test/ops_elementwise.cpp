@@ -73,7 +73,7 @@ void test_rmsnorm(Context& context, Random& random) {
                  dy = random.normals(tokens * channels);
     Floats y(tokens * channels), inv_rms(tokens), dw = random.normals(channels);
     const float eps = static_cast<float>(kEps);
-    expect_ok(rmsnorm_forward(context, x.data(), w.data(), eps, tokens, channels, y.data(),
+    expect_ok(rmsnorm_forward(context, x.data(), w.data(), eps, tokens, channels, {y.data(), channels},
                               inv_rms.data()),
               "rmsnorm");
 
@@ -131,7 +131,7 @@ void test_rmsnorm(Context& context, Random& random) {
     Floats in_place = x, inv_again(tokens), dy_in_place = dy, dw_again(channels),
            dw_apart(channels);
     expect_ok(rmsnorm_forward(context, in_place.data(), w.data(), eps, tokens, channels,
-                              in_place.data(), inv_again.data()),
+                              {in_place.data(), channels}, inv_again.data()),
               "rmsnorm in place");
     expect_same_bits(in_place, y, "rmsnorm y over x");
     expect_ok(rmsnorm_backward(context, x.data(), w.data(), inv_rms.data(), dy.data(), tokens,
@@ -156,10 +156,12 @@ void test_swiglu(Context& context, Random& random) {
     const Floats dh = random.normals(tokens * ffn);
     if (tokens > 0) gu[0] = -200, gu[ffn] = 2;  // exp(200) leaves fp32
     Floats h(tokens * ffn), dgu(tokens * stride, 7.0f);
-    expect_ok(swiglu_forward(context, gu.data(), gu.data() + ffn, stride, tokens, ffn, h.data()),
+    expect_ok(swiglu_forward(context, {gu.data(), stride}, {gu.data() + ffn, stride}, tokens, ffn,
+                             {h.data(), ffn}),
               "swiglu");
-    expect_ok(swiglu_backward(context, gu.data(), gu.data() + ffn, stride, dh.data(), tokens, ffn,
-                              dgu.data(), dgu.data() + ffn, stride),
+    expect_ok(swiglu_backward(context, {gu.data(), stride}, {gu.data() + ffn, stride},
+                              {dh.data(), ffn}, tokens, ffn, {dgu.data(), stride},
+                              {dgu.data() + ffn, stride}),
               "swiglu backward");
     Doubles want_h, want_dgu(tokens * stride, 7.0);
     for (size_t t = 0; t < tokens; ++t) {
@@ -185,8 +187,9 @@ void test_swiglu(Context& context, Random& random) {
     }
 
     Floats in_place = gu;
-    expect_ok(swiglu_backward(context, in_place.data(), in_place.data() + ffn, stride, dh.data(),
-                              tokens, ffn, in_place.data(), in_place.data() + ffn, stride),
+    expect_ok(swiglu_backward(context, {in_place.data(), stride}, {in_place.data() + ffn, stride},
+                              {dh.data(), ffn}, tokens, ffn, {in_place.data(), stride},
+                              {in_place.data() + ffn, stride}),
               "swiglu backward in place");
     for (size_t t = 0; t < tokens; ++t) {
       if (!expect(std::memcmp(&in_place[t * stride], &dgu[t * stride], 2 * ffn * 4) == 0,
@@ -196,7 +199,7 @@ void test_swiglu(Context& context, Random& random) {
   }
   const float nan = std::numeric_limits<float>::quiet_NaN(), one = 1;
   float h;
-  expect_ok(swiglu_forward(context, &nan, &one, 1, 1, 1, &h), "swiglu of NaN");
+  expect_ok(swiglu_forward(context, {&nan, 1}, {&one, 1}, 1, 1, {&h, 1}), "swiglu of NaN");
   expect(std::isnan(h), "swiglu of NaN is %g", static_cast<double>(h));
 }
 
@@ -222,11 +225,11 @@ void test_dropout(Context& context, Random& random) {
       const Floats x = random.normals(tokens * x_stride),
                    before = random.normals(tokens * y_stride);
       Floats y = before, sum = before;
-      expect_ok(dropout_apply(context, x.data(), x_stride, tokens, channels, p, seed, module,
-                              y.data(), y_stride, false),
+      expect_ok(dropout_apply(context, {x.data(), x_stride}, tokens, channels, p, seed, module,
+                              {y.data(), y_stride}, false),
                 "dropout");
-      expect_ok(dropout_apply(context, x.data(), x_stride, tokens, channels, p, seed, module,
-                              sum.data(), y_stride, true),
+      expect_ok(dropout_apply(context, {x.data(), x_stride}, tokens, channels, p, seed, module,
+                              {sum.data(), y_stride}, true),
                 "dropout +=");
       const float scale = static_cast<float>(1 / (1 - static_cast<double>(p)));
       Floats want = before, want_sum = before;
@@ -244,8 +247,8 @@ void test_dropout(Context& context, Random& random) {
           break;
       }
       Floats in_place = x;
-      expect_ok(dropout_apply(context, in_place.data(), x_stride, tokens, channels, p, seed, module,
-                              in_place.data(), x_stride, false),
+      expect_ok(dropout_apply(context, {in_place.data(), x_stride}, tokens, channels, p, seed, module,
+                              {in_place.data(), x_stride}, false),
                 "dropout in place");
       for (size_t t = 0; t < tokens; ++t) {
         if (!expect(std::memcmp(&in_place[t * x_stride], &y[t * y_stride], channels * 4) == 0,
@@ -256,7 +259,7 @@ void test_dropout(Context& context, Random& random) {
   }
   float x = 1;
   for (const float p : {-0.1f, 1.0f, std::numeric_limits<float>::quiet_NaN()}) {
-    expect_code(dropout_apply(context, &x, 1, 1, 1, p, 0, 0, &x, 1, false), Code::kInvalidOption,
+    expect_code(dropout_apply(context, {&x, 1}, 1, 1, p, 0, 0, {&x, 1}, false), Code::kInvalidOption,
                 "dropout outside [0, 1)");
   }
 }
@@ -401,7 +404,7 @@ Floats run_all(Context& context) {
   std::vector<int32_t> ids;
   for (size_t t = 0; t < tokens; ++t) ids.push_back(static_cast<int32_t>(random.below(7)));
 
-  expect_ok(rmsnorm_forward(context, x.data(), w.data(), 1e-5f, tokens, channels, out.data(),
+  expect_ok(rmsnorm_forward(context, x.data(), w.data(), 1e-5f, tokens, channels, {out.data(), channels},
                             inv_rms.data()),
             "rmsnorm");
   keep(out), keep(inv_rms);
@@ -409,11 +412,12 @@ Floats run_all(Context& context) {
                              channels, out.data(), false, dw.data()),
             "rmsnorm backward");
   keep(out), keep(dw);
-  expect_ok(swiglu_forward(context, x.data(), dy.data(), channels, tokens, channels, out.data()),
+  expect_ok(swiglu_forward(context, {x.data(), channels}, {dy.data(), channels}, tokens, channels,
+                           {out.data(), channels}),
             "swiglu");
   keep(out);
-  expect_ok(dropout_apply(context, x.data(), channels, tokens, channels, 0.3f, 1, 2, out.data(),
-                          channels, false),
+  expect_ok(dropout_apply(context, {x.data(), channels}, tokens, channels, 0.3f, 1, 2,
+                          {out.data(), channels}, false),
             "dropout");
   keep(out);
   Floats dtable(7 * channels);

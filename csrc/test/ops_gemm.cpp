@@ -17,7 +17,8 @@ using namespace lowrank::test;
 namespace {
 
 constexpr double kTolerance = 1e-6;
-constexpr float kGuard = 12345.5f;
+constexpr double kHalfUlpOfBf16 = 0.00390625;  // relative
+constexpr float kGuard = 12288.0f;  // a bf16 too
 
 // A weight of any storage type with its exact values.
 struct Weight {
@@ -91,9 +92,13 @@ size_t odd_size(Random& random) {
 struct Term {
   std::unique_ptr<Weight> weight;
   std::vector<float> a;
+  std::vector<uint16_t> halves;  // the same in bf16, or empty
   size_t a_row, a_col, k;
   bool transposed;
-  GemmTerm view() const { return {a.data(), a_row, a_col, weight->matrix, transposed, k}; }
+  GemmTerm view() const {
+    if (halves.empty()) return {a.data(), a_row, a_col, weight->matrix, transposed, k};
+    return {halves.data(), a_row, a_col, weight->matrix, transposed, k, DType::kBF16};
+  }
   double b(size_t kk, size_t n) const {
     return weight->values[transposed ? n * weight->matrix.cols + kk : kk * weight->matrix.cols + n];
   }
@@ -102,11 +107,16 @@ struct Term {
 struct Part {
   std::vector<Term> terms;
   std::vector<GemmTerm> views;
-  std::vector<float> c, bias;
-  size_t n, ldc;
-  bool accumulate;
+  std::vector<float> c, bias, add;
+  size_t n, ldc, add_ld;
+  bool accumulate, add_apart, bf16;
   std::vector<double> want, tolerance;  // [m, n]
 };
+
+// Whether gemm() takes rows in bf16 here.
+bool computes_bf16(const Context& context) {
+  return context.compute == ComputeType::kBf16 && context.kernels.gemm.bf16 != nullptr;
+}
 
 Term random_term(Context& context, Random& random, DType type, size_t m, size_t n, size_t k,
                  bool transposed, bool rows_only) {
@@ -121,6 +131,9 @@ Term random_term(Context& context, Random& random, DType type, size_t m, size_t 
   term.a_row = strided ? 1 : k + pad;
   term.a_col = strided ? m + pad : 1;
   term.a = random.normals((strided ? k : m) * (strided ? term.a_col : term.a_row) + 1);
+  if (computes_bf16(context) && random.coin()) {
+    for (float value : term.a) term.halves.push_back(f32_to_bf16(value));
+  }
   return term;
 }
 
@@ -146,20 +159,23 @@ Part random_part(Context& context, Random& random, DType type, size_t m, bool de
   part.accumulate = random.coin();
   if (random.coin()) part.bias = random.normals(part.n);
   part.c = random.normals(m * part.ldc + 1);
+  part.bf16 = computes_bf16(context) && random.coin();
+  part.add_apart = part.accumulate && (part.bf16 || random.coin());
+  part.add_ld = part.n + random.below(3);
+  if (part.add_apart) part.add = random.normals(m * part.add_ld);
   return part;
 }
 
 // Whether gemm() rounds the operands of these parts.
 bool takes_bf16(const Context& context, size_t m, const std::vector<Part>& parts) {
-  if (context.compute != ComputeType::kBf16 || context.kernels.gemm.bf16 == nullptr) return false;
-  bool unit_columns = true, dots = m <= gemm_dot_rows(context);
+  if (!computes_bf16(context)) return false;
+  bool dots = m <= gemm_dot_rows(context);
   for (const Part& part : parts) {
-    for (const Term& term : part.terms) {
-      unit_columns &= term.a_col == 1;
-      dots &= term.transposed;
-    }
+    dots &= !part.bf16;
+    for (const Term& term : part.terms)
+      dots &= term.transposed && term.a_col == 1 && term.halves.empty();
   }
-  return unit_columns && !dots;
+  return !dots;
 }
 
 double operand(double value, bool rounded) {
@@ -171,7 +187,10 @@ void fill_reference(Part& part, size_t m, bool rounded) {
   part.tolerance.assign(m * part.n, 0);
   for (size_t i = 0; i < m; ++i) {
     for (size_t j = 0; j < part.n; ++j) {
-      double sum = part.accumulate ? part.c[i * part.ldc + j] : 0, magnitude = std::fabs(sum);
+      double sum = !part.accumulate ? 0
+                   : part.add_apart ? part.add[i * part.add_ld + j]
+                                    : part.c[i * part.ldc + j];
+      double magnitude = std::fabs(sum);
       if (!part.bias.empty()) {
         sum += part.bias[j];
         magnitude += std::fabs(part.bias[j]);
@@ -185,7 +204,8 @@ void fill_reference(Part& part, size_t m, bool rounded) {
         }
       }
       part.want[i * part.n + j] = sum;
-      part.tolerance[i * part.n + j] = kTolerance * magnitude + 1e-30;
+      part.tolerance[i * part.n + j] =
+          kTolerance * magnitude + 1e-30 + (part.bf16 ? kHalfUlpOfBf16 * std::fabs(sum) : 0);
     }
   }
 }
@@ -201,6 +221,7 @@ void check_parts(Context& context, const char* level, DType type, size_t m,
     ThreadPool pool(threads);
     Context with_threads{.pool = pool, .kernels = context.kernels, .compute = context.compute, .decoding = context.decoding};
     std::vector<std::vector<float>> c;
+    std::vector<std::vector<uint16_t>> halves(parts.size());
     std::vector<GemmPart> views;
     for (Part& part : parts) {
       part.views.clear();
@@ -213,10 +234,23 @@ void check_parts(Context& context, const char* level, DType type, size_t m,
     }
     for (size_t p = 0; p < parts.size(); ++p) {
       Part& part = parts[p];
-      views.push_back({c[p].data(), part.ldc, part.n, part.views,
-                       part.bias.empty() ? nullptr : part.bias.data(), part.accumulate});
+      GemmPart view{c[p].data(), part.ldc, part.n, part.views,
+                    part.bias.empty() ? nullptr : part.bias.data()};
+      if (part.accumulate) {
+        view.add = part.add_apart ? part.add.data() : c[p].data();
+        view.add_ld = part.add_apart ? part.add_ld : part.ldc;
+      }
+      if (part.bf16) {
+        for (float value : c[p]) halves[p].push_back(f32_to_bf16(value));
+        view.c = halves[p].data();
+        view.c_type = DType::kBF16;
+      }
+      views.push_back(view);
     }
     if (!expect_ok(gemm(with_threads, m, views), what.c_str())) return;
+    for (size_t p = 0; p < parts.size(); ++p) {
+      for (size_t i = 0; i < halves[p].size(); ++i) c[p][i] = bf16_to_f32(halves[p][i]);
+    }
     std::vector<float> all;
     for (size_t p = 0; p < parts.size(); ++p) {
       const Part& part = parts[p];
@@ -284,6 +318,7 @@ void test_rows_are_independent(Context& context, const char* level) {
 }
 
 void test_tn(Context& context, const char* level) {
+  const bool bf16 = computes_bf16(context);
   Random random(test_seed() + 2);
   for (int round = 0; round < 40; ++round) {
     const size_t m = odd_size(random), n = odd_size(random),
@@ -292,14 +327,22 @@ void test_tn(Context& context, const char* level) {
     const bool transposed = random.coin();
     const size_t ldc = (transposed ? m : n) + random.below(3);
     const std::vector<float> a = random.normals(t * lda), b = random.normals(t * ldb);
+    const bool a_in_bf16 = bf16 && random.coin(), b_in_bf16 = bf16 && random.coin();
+    std::vector<uint16_t> a_halves, b_halves;
+    for (float value : a) a_halves.push_back(f32_to_bf16(value));
+    for (float value : b) b_halves.push_back(f32_to_bf16(value));
+    const ConstRows left = a_in_bf16 ? ConstRows{a_halves.data(), lda, DType::kBF16}
+                                     : ConstRows{a.data(), lda};
+    const ConstRows right = b_in_bf16 ? ConstRows{b_halves.data(), ldb, DType::kBF16}
+                                      : ConstRows{b.data(), ldb};
     const std::vector<float> c = random.normals((transposed ? n : m) * ldc);
     std::vector<float> reference;
     for (size_t threads : {1, 2, 3, 7}) {
       ThreadPool pool(threads);
-      Context with_threads{pool, context.kernels};
+      Context with_threads{.pool = pool, .kernels = context.kernels, .compute = context.compute};
       std::vector<float> out = c;
       expect_ok(
-          gemm_tn(with_threads, m, n, t, a.data(), lda, b.data(), ldb, out.data(), ldc, transposed),
+          gemm_tn(with_threads, m, n, t, left, right, out.data(), ldc, transposed),
           "gemm_tn");
       if (threads == 1) reference = out;
       expect(out == reference, "gemm_tn %s: %zu threads give other bits", level, threads);
@@ -309,7 +352,7 @@ void test_tn(Context& context, const char* level) {
       for (size_t j = 0; j < n; ++j) {
         double sum = 0, magnitude = 0;
         for (size_t s = 0; s < t; ++s) {
-          const double product = static_cast<double>(a[s * lda + i]) * b[s * ldb + j];
+          const double product = operand(a[s * lda + i], bf16) * operand(b[s * ldb + j], bf16);
           sum += product;
           magnitude += std::fabs(product);
         }
@@ -329,10 +372,10 @@ void test_empty_and_errors(Context& context, const char* level) {
   const std::vector<float> a(64, 1), w(64, 1), bias(4, 0.5f);
   std::vector<float> c(16, 3);
   const GemmTerm none{a.data(), 4, 1, matrix(w.data(), DType::kF32, 4, 0), true, 0};
-  const GemmPart part{c.data(), 4, 4, {&none, 1}, bias.data(), false};
+  const GemmPart part{c.data(), 4, 4, {&none, 1}, bias.data()};
   for (size_t m : {0, 2, 4}) expect_ok(gemm(context, m, {&part, 1}), level);
   expect(c == std::vector<float>(16, 0.5f), "%s: a sum over no k is the bias", level);
-  const GemmPart no_terms{c.data(), 4, 4, {}, nullptr, true};
+  const GemmPart no_terms{c.data(), 4, 4, {}, nullptr, c.data(), 4};
   expect_ok(gemm(context, 4, {&no_terms, 1}), level);
   expect(c == std::vector<float>(16, 0.5f), "%s: adding no terms changes nothing", level);
   expect_ok(gemm(context, 4, {}), level);
@@ -345,6 +388,15 @@ void test_empty_and_errors(Context& context, const char* level) {
   const GemmTerm integers{a.data(), 4, 1, matrix(w.data(), DType::kI8, 4, 4), true, 4};
   expect_code(gemm(context, 2, integers, c.data(), 4, 4, false), Code::kUnsupportedQuantization,
               "integers");
+  if (!computes_bf16(context)) {
+    const GemmTerm halves{a.data(), 4, 1, matrix(w.data(), DType::kF32, 4, 4), true, 4,
+                          DType::kBF16};
+    expect_code(gemm(context, 2, halves, c.data(), 4, 4, false), Code::kInvalidOption,
+                "bf16 rows without bf16");
+    expect_code(gemm_tn(context, 2, 2, 2, {a.data(), 2, DType::kBF16}, {w.data(), 2}, c.data(), 2,
+                        false),
+                Code::kInvalidOption, "bf16 rows without bf16");
+  }
   const GemmTerm cut{a.data(), 48, 1, {w.data(), DType::kQ8_0, 1, 48, 51}, true, 48};
   expect_code(gemm(context, 1, cut, c.data(), 1, 1, false), Code::kShapeMismatch,
               "a row that ends inside a block");
@@ -361,8 +413,9 @@ int main() {
         test_rows_are_independent(computing, level);
         test_empty_and_errors(computing, level);
       }
+      Context computing{.pool = context.pool, .kernels = context.kernels, .compute = compute};
+      test_tn(computing, level);
     }
-    test_tn(context, level);
   });
   return finish();
 }

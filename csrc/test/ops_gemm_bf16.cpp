@@ -80,8 +80,8 @@ void test_block(const GemmKernels& gemm, const char* level) {
     const bool accumulate = random.coin();
     const std::vector<float> bias = random.normals(n), before = random.normals(m * n);
     std::vector<float> c = before;
-    kernels.block(operands.data(), operands.size(), m, panels.as<float>(), n, c.data(), n,
-                  bias.data(), accumulate);
+    kernels.block(operands.data(), operands.size(), m, panels.as<float>(), n,
+                  {c.data(), n, accumulate ? c.data() : nullptr, n, bias.data()});
     for (size_t i = 0; i < m * n; ++i) {
       float want = twin(segments, i / n, i % n, n);
       if (accumulate) want = before[i] + want;

@@ -329,20 +329,19 @@ Status run_case(Context& context, const Case& test, Outputs* out) {
                      module.train_bias ? module.grad_bias.data() : nullptr});
   }
   out->s.assign(test.tokens * lora_rank_sum(group) + 1, 0);
-  const LinearArgs args{test.tokens, test.in,       test.x.data(), test.x_stride,
-                        group,       out->s.data(), test.seed};
-  std::vector<float*> y;
-  std::vector<const float*> dy;
-  std::vector<size_t> strides;
+  const LinearArgs args{
+      test.tokens, test.in, {test.x.data(), test.x_stride}, group, out->s.data(), test.seed};
+  std::vector<Rows> y;
+  std::vector<ConstRows> dy, add;
   for (Module& module : out->modules) {
-    y.push_back(module.y.data());
-    dy.push_back(module.dy.data());
-    strides.push_back(module.y_stride);
+    y.push_back({module.y.data(), module.y_stride});
+    dy.push_back({module.dy.data(), module.y_stride});
+    if (test.accumulate) add.push_back(y.back());
   }
-  LR_RETURN_IF_ERROR(lora_linear_forward(context, args, y, strides, test.accumulate));
-  LR_RETURN_IF_ERROR(lora_linear_backward(context, args, dy, strides,
-                                          test.has_dx ? out->dx.data() : nullptr, test.dx_stride,
-                                          test.accumulate_dx));
+  LR_RETURN_IF_ERROR(lora_linear_forward(context, args, y, add));
+  LR_RETURN_IF_ERROR(lora_linear_backward(
+      context, args, dy, {test.has_dx ? out->dx.data() : nullptr, test.dx_stride},
+      test.accumulate_dx));
   const auto append = [&](const std::vector<float>& values) {
     out->all.insert(out->all.end(), values.begin(), values.end());
   };
@@ -422,32 +421,31 @@ void test_case(Context& context, const char* level, const Case& test) {
 void test_errors(Context& context) {
   std::vector<float> x(8), w(16), y(8);
   const Projection projection{matrix(w.data(), DType::kF32, 4, 4), nullptr, {}};
-  LinearArgs args{2, 4, x.data(), 4, {&projection, 1}, nullptr};
-  float* out = y.data();
-  size_t stride = 4;
-  expect_ok(lora_linear_forward(context, args, {&out, 1}, {&stride, 1}, false),
+  LinearArgs args{2, 4, {x.data(), 4}, {&projection, 1}, nullptr};
+  Rows out{y.data(), 4};
+  expect_ok(lora_linear_forward(context, args, {&out, 1}),
             "without attachments");
-  expect_code(lora_linear_forward(context, args, {}, {}, false), Code::kShapeMismatch, "no y");
-  stride = 3;
-  expect_code(lora_linear_forward(context, args, {&out, 1}, {&stride, 1}, false),
+  expect_code(lora_linear_forward(context, args, {}), Code::kShapeMismatch, "no y");
+  out.stride = 3;
+  expect_code(lora_linear_forward(context, args, {&out, 1}),
               Code::kShapeMismatch, "rows of y overlap");
-  stride = 4;
+  out.stride = 4;
   args.in = 3;
-  expect_code(lora_linear_forward(context, args, {&out, 1}, {&stride, 1}, false),
+  expect_code(lora_linear_forward(context, args, {&out, 1}),
               Code::kShapeMismatch, "another in");
   args.in = 4;
-  args.x_stride = 2;
-  expect_code(lora_linear_forward(context, args, {&out, 1}, {&stride, 1}, false),
+  args.x.stride = 2;
+  expect_code(lora_linear_forward(context, args, {&out, 1}),
               Code::kShapeMismatch, "rows of x overlap");
-  args.x_stride = 4;
+  args.x.stride = 4;
   const LoraAttachment lora{w.data(), w.data(), 2, 1};
   const Projection attached{projection.weight, nullptr, {&lora, 1}};
   args.group = {&attached, 1};
-  expect_code(lora_linear_forward(context, args, {&out, 1}, {&stride, 1}, false),
+  expect_code(lora_linear_forward(context, args, {&out, 1}),
               Code::kShapeMismatch, "no s");
   args.tokens = 0;
   args.s = y.data();
-  expect_ok(lora_linear_forward(context, args, {&out, 1}, {&stride, 1}, false), "no tokens");
+  expect_ok(lora_linear_forward(context, args, {&out, 1}), "no tokens");
 }
 
 }  // namespace

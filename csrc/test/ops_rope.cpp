@@ -165,7 +165,7 @@ void test_rotation(Random& random) {
       }
       for_each_level(3, [&](Context& context, const char* level) {
         std::vector<float> got = x;
-        expect_ok(rope_apply(context, got.data(), stride, tokens, heads, head_dim, 2 * half, cos.data(), sin.data(), inverse), level);
+        expect_ok(rope_apply(context, {got.data(), stride}, tokens, heads, head_dim, 2 * half, cos.data(), sin.data(), inverse), level);
         expect_all_near(got.data(), want, 2e-7, level);
         for (size_t t = 0; t < tokens; ++t) {
           for (size_t h = 0; h < heads; ++h) {
@@ -194,8 +194,8 @@ void test_errors() {
   expect_code(frequencies({RopeKind::kDynamic, 10000.0, 8, 2.0, 0}), Code::kInvalidConfig, "max_position 0");
   expect_code(frequencies({RopeKind::kLlama3, 10000.0, 8, 2.0, 64, 32, 4.0, 4.0}), Code::kInvalidConfig, "llama3 without a band");
   float x[4] = {}, table[4] = {};
-  expect_code(rope_apply(context, x, 4, 1, 1, 4, 6, table, table, false), Code::kShapeMismatch, "rotary_dim above head_dim");
-  expect_code(rope_apply(context, x, 4, 1, 1, 4, 3, table, table, false), Code::kShapeMismatch, "odd rotary_dim");
+  expect_code(rope_apply(context, {x, 4}, 1, 1, 4, 6, table, table, false), Code::kShapeMismatch, "rotary_dim above head_dim");
+  expect_code(rope_apply(context, {x, 4}, 1, 1, 4, 3, table, table, false), Code::kShapeMismatch, "odd rotary_dim");
 }
 
 }  // namespace

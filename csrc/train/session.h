@@ -50,7 +50,7 @@ class Session {
   std::map<std::string, size_t> plan() const;
 
   // What a session would hold for these options, by component, before anything is allocated.
-  static std::map<std::string, size_t> estimate(const Model&, size_t max_tokens, bool checkpointing);
+  static std::map<std::string, size_t> estimate(const Context&, const Model&, size_t max_tokens, bool checkpointing);
 
  private:
   Session(Context& context, std::shared_ptr<Model> model, SessionOptions options);

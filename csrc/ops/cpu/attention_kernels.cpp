@@ -26,17 +26,26 @@ void head_dots(const float* a, size_t a_stride, const float* b, size_t b_stride,
 }
 
 // Bound by memory: each element is read and written once.
-void rope_row(float* x, size_t heads, size_t head_dim, size_t rotary_dim, const float* cos, const float* sin, bool inverse) {
+template <class E>
+LR_INLINE void rotate_heads(E* x, size_t heads, size_t head_dim, size_t rotary_dim, const float* cos, const float* sin, bool inverse) {
   const size_t half = rotary_dim / 2;
   const V::T sign = V::set(inverse ? -1.0f : 1.0f);
   for (size_t h = 0; h < heads; ++h, x += head_dim) {
     for (size_t i = 0; i < half; i += V::kWidth) {
       const size_t n = smaller(V::kWidth, half - i);
       const V::T c = V::load_n(cos + i, n), s = V::mul(sign, V::load_n(sin + i, n));
-      const V::T low = V::load_n(x + i, n), high = V::load_n(x + half + i, n);
-      V::store_n(x + i, V::fnma(high, s, V::mul(low, c)), n);
-      V::store_n(x + half + i, V::fma(low, s, V::mul(high, c)), n);
+      const V::T low = load_n(x + i, n), high = load_n(x + half + i, n);
+      store_n(x + i, V::fnma(high, s, V::mul(low, c)), n);
+      store_n(x + half + i, V::fma(low, s, V::mul(high, c)), n);
     }
+  }
+}
+
+void rope_row(void* x, bool bf16, size_t heads, size_t head_dim, size_t rotary_dim, const float* cos, const float* sin, bool inverse) {
+  if (bf16) {
+    rotate_heads((uint16_t*)x, heads, head_dim, rotary_dim, cos, sin, inverse);
+  } else {
+    rotate_heads((float*)x, heads, head_dim, rotary_dim, cos, sin, inverse);
   }
 }
 

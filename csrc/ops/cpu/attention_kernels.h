@@ -54,8 +54,8 @@ struct AttentionKernels {
   // out[t * out_stride + h] = Σ_d a[t, h, d] · b[t, h, d].
   void (*head_dots)(const float* a, size_t a_stride, const float* b, size_t b_stride, size_t tokens, size_t heads, size_t head_dim,
                     size_t out_stride, float* out);
-  // Rotates the heads of one token; cos and sin: [rotary_dim / 2].
-  void (*rope_row)(float* x, size_t heads, size_t head_dim, size_t rotary_dim, const float* cos, const float* sin, bool inverse);
+  // Rotates the heads of one token, fp32 or bf16; cos and sin: [rotary_dim / 2].
+  void (*rope_row)(void* x, bool bf16, size_t heads, size_t head_dim, size_t rotary_dim, const float* cos, const float* sin, bool inverse);
 };
 
 constexpr size_t kAttentionRows = 192;   // a multiple of every level's tile: keys are copied once for so many rows

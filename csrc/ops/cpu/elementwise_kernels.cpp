@@ -9,13 +9,26 @@ namespace lowrank::LR_ISA {
 namespace {
 
 // How a kernel's body touches memory: whole vectors, then the last `n` lanes.
+// An element is a float, or a uint16_t that holds bf16.
 struct Whole {
-  LR_INLINE V::T load(const float* p, size_t) { return V::load(p); }
-  LR_INLINE void store(float* p, V::T x, size_t) { V::store(p, x); }
+  template <class E>
+  LR_INLINE V::T load(const E* p, size_t) {
+    return LR_ISA::load(p);
+  }
+  template <class E>
+  LR_INLINE void store(E* p, V::T x, size_t) {
+    LR_ISA::store(p, x);
+  }
 };
 struct Part {
-  LR_INLINE V::T load(const float* p, size_t n) { return V::load_n(p, n); }
-  LR_INLINE void store(float* p, V::T x, size_t n) { V::store_n(p, x, n); }
+  template <class E>
+  LR_INLINE V::T load(const E* p, size_t n) {
+    return LR_ISA::load_n(p, n);
+  }
+  template <class E>
+  LR_INLINE void store(E* p, V::T x, size_t n) {
+    LR_ISA::store_n(p, x, n);
+  }
 };
 
 // body(access, i, n) for every vector of [0, n).
@@ -45,9 +58,10 @@ LR_INLINE float sum_over_vectors(size_t n, const Term& term) {
 
 // ── RMSNorm ──
 
-void rmsnorm_forward(const float* x, const float* w, float eps, size_t rows, size_t channels,
-                     float* y, float* inv_rms) {
-  for (size_t row = 0; row < rows; ++row, x += channels, y += channels) {
+template <class E>
+LR_INLINE void norm_rows(const float* x, const float* w, float eps, size_t rows, size_t channels,
+                         E* y, size_t y_stride, float* inv_rms) {
+  for (size_t row = 0; row < rows; ++row, x += channels, y += y_stride) {
     const float squares =
         sum_over_vectors(channels, [&](auto access, size_t c, size_t n, V::T sum) {
           const V::T value = access.load(x + c, n);
@@ -63,9 +77,19 @@ void rmsnorm_forward(const float* x, const float* w, float eps, size_t rows, siz
   }
 }
 
+void rmsnorm_forward(const float* x, const float* w, float eps, size_t rows, size_t channels,
+                     void* y, size_t y_stride, bool bf16, float* inv_rms) {
+  if (bf16) {
+    norm_rows(x, w, eps, rows, channels, (uint16_t*)y, y_stride, inv_rms);
+  } else {
+    norm_rows(x, w, eps, rows, channels, (float*)y, y_stride, inv_rms);
+  }
+}
+
 // dx = inv·(w·dy) - x · inv³/C · Σ w·dy·x
 void rmsnorm_backward(const float* x, const float* w, const float* inv_rms, const float* dy,
-                      size_t rows, size_t channels, float* dx, bool accumulate) {
+                      size_t rows, size_t channels, float* dx, bool accumulate,
+                      uint16_t* rounded) {
   for (size_t row = 0; row < rows; ++row, x += channels, dy += channels, dx += channels) {
     const float dot = sum_over_vectors(channels, [&](auto access, size_t c, size_t n, V::T sum) {
       return V::fma(V::mul(access.load(dy + c, n), access.load(w + c, n)), access.load(x + c, n),
@@ -79,6 +103,7 @@ void rmsnorm_backward(const float* x, const float* w, const float* inv_rms, cons
       V::T gradient = V::fnma(access.load(x + c, n), along_x, V::mul(weighted, inverses));
       if (accumulate) gradient = V::add(access.load(dx + c, n), gradient);
       access.store(dx + c, gradient, n);
+      if (rounded != nullptr) access.store(rounded + row * channels + c, gradient, n);
     });
   }
 }
@@ -103,16 +128,25 @@ LR_INLINE V::T sigmoid(V::T x) {
   return V::div(V::set(1.0f), V::add(V::set(1.0f), vexp(V::sub(V::zero(), x))));
 }
 
-void swiglu_forward(const float* g, const float* u, size_t n, float* h) {
+template <class E>
+LR_INLINE void swiglu(const E* g, const E* u, size_t n, E* h) {
   for_each_vector(n, [&](auto access, size_t i, size_t lanes) {
     const V::T gate = access.load(g + i, lanes);
     access.store(h + i, V::mul(V::mul(gate, sigmoid(gate)), access.load(u + i, lanes)), lanes);
   });
 }
 
+void swiglu_forward(const void* g, const void* u, bool bf16, size_t n, void* h) {
+  if (bf16) {
+    swiglu((const uint16_t*)g, (const uint16_t*)u, n, (uint16_t*)h);
+  } else {
+    swiglu((const float*)g, (const float*)u, n, (float*)h);
+  }
+}
+
 // silu'(g) = σ·(1 + g·(1 - σ))
-void swiglu_backward(const float* g, const float* u, const float* dh, size_t n, float* dg,
-                     float* du) {
+template <class E>
+LR_INLINE void swiglu_gradients(const E* g, const E* u, const E* dh, size_t n, E* dg, E* du) {
   for_each_vector(n, [&](auto access, size_t i, size_t lanes) {
     const V::T one = V::set(1.0f);
     const V::T gate = access.load(g + i, lanes), up = access.load(u + i, lanes),
@@ -124,7 +158,23 @@ void swiglu_backward(const float* g, const float* u, const float* dh, size_t n, 
   });
 }
 
+void swiglu_backward(const void* g, const void* u, const void* dh, bool bf16, size_t n, void* dg,
+                     void* du) {
+  if (bf16) {
+    swiglu_gradients((const uint16_t*)g, (const uint16_t*)u, (const uint16_t*)dh, n, (uint16_t*)dg,
+                     (uint16_t*)du);
+  } else {
+    swiglu_gradients((const float*)g, (const float*)u, (const float*)dh, n, (float*)dg, (float*)du);
+  }
+}
+
 // ── Sums and scaling ──
+
+void to_bf16(const float* x, size_t n, uint16_t* y) {
+  for_each_vector(n, [&](auto access, size_t i, size_t lanes) {
+    access.store(y + i, access.load(x + i, lanes), lanes);
+  });
+}
 
 void add(const float* x, size_t n, float* y) {
   for_each_vector(n, [&](auto access, size_t i, size_t lanes) {
@@ -221,35 +271,66 @@ void philox_block(uint64_t counter, uint64_t seed, uint64_t stream, uint64_t* bi
   }
 }
 
-template <bool kAccumulate>
-void apply_mask(const float* x, const uint16_t* bits, size_t n, uint32_t threshold, float factor,
-                float* y) {
+LR_INLINE float widen(float x) { return x; }
+LR_INLINE float widen(uint16_t x) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(x) << 16);
+}
+LR_INLINE void narrow(float x, float* out) { *out = x; }
+LR_INLINE void narrow(float x, uint16_t* out) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+  const uint32_t nearest = bits + 0x7fff + ((bits >> 16) & 1), quiet_nan = bits | 0x400000;
+  const uint32_t is_nan = (bits & 0x7fffffff) > 0x7f800000 ? ~0u : 0u;
+  *out = static_cast<uint16_t>(((nearest & ~is_nan) | (quiet_nan & is_nan)) >> 16);
+}
+
+template <class X, class Y, bool kAccumulate>
+void apply_mask(const X* x, const uint16_t* bits, size_t n, uint32_t threshold, float factor,
+                Y* y) {
 #pragma GCC ivdep  // y is x or lies apart from it
   for (size_t i = 0; i < n; ++i) {
     // Not a choice between values, which would stay a branch at AVX2.
     const uint32_t mask = bits[i] >= threshold ? ~0u : 0u;
     const float kept =
-        __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, x[i] * factor) & mask);
-    y[i] = kAccumulate ? y[i] + kept : kept;
+        __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, widen(x[i]) * factor) & mask);
+    narrow(kAccumulate ? widen(y[i]) + kept : kept, y + i);
   }
 }
 
-void dropout(const float* x, size_t n, uint64_t first, uint32_t threshold, float factor,
-             uint64_t seed, uint64_t module, float* y, bool accumulate) {
+struct Mask {
+  uint64_t first;
+  uint32_t threshold;
+  float factor;
+  uint64_t seed, module;
+};
+
+template <class X, class Y>
+LR_INLINE void drop(const X* x, size_t n, const Mask& mask, Y* y, bool accumulate) {
   alignas(64) uint64_t words[kCounters * 2];
   alignas(64) uint16_t bits[kBlockElements];
   // Elements of the first counter that come before `first`.
-  size_t skipped = first % kElementsPerCounter;
-  for (uint64_t counter = first / kElementsPerCounter; n > 0; counter += kCounters) {
-    philox_block(counter, seed, module, words);
+  size_t skipped = mask.first % kElementsPerCounter;
+  for (uint64_t counter = mask.first / kElementsPerCounter; n > 0; counter += kCounters) {
+    philox_block(counter, mask.seed, mask.module, words);
     memcpy(bits, words, sizeof bits);  // little-endian: low half first
     const size_t count = n < kBlockElements - skipped ? n : kBlockElements - skipped;
-    (accumulate ? apply_mask<true> : apply_mask<false>)(x, bits + skipped, count, threshold, factor,
-                                                        y);
+    (accumulate ? apply_mask<X, Y, true> : apply_mask<X, Y, false>)(
+        x, bits + skipped, count, mask.threshold, mask.factor, y);
     x += count;
     y += count;
     n -= count;
     skipped = 0;
+  }
+}
+
+void dropout(const void* x, bool x_bf16, size_t n, uint64_t first, uint32_t threshold, float factor,
+             uint64_t seed, uint64_t module, void* y, bool y_bf16, bool accumulate) {
+  const Mask mask{first, threshold, factor, seed, module};
+  if (x_bf16) {
+    y_bf16 ? drop((const uint16_t*)x, n, mask, (uint16_t*)y, accumulate)
+           : drop((const uint16_t*)x, n, mask, (float*)y, accumulate);
+  } else {
+    y_bf16 ? drop((const float*)x, n, mask, (uint16_t*)y, accumulate)
+           : drop((const float*)x, n, mask, (float*)y, accumulate);
   }
 }
 
@@ -342,6 +423,7 @@ const ElementwiseKernels kElementwiseKernels = {
     .rmsnorm_grad_weight = rmsnorm_grad_weight,
     .swiglu_forward = swiglu_forward,
     .swiglu_backward = swiglu_backward,
+    .to_bf16 = to_bf16,
     .add = add,
     .blend = blend,
     .scale = scale,

@@ -1,6 +1,7 @@
 // Single-threaded kernels of the ops that are bound by memory or by exp, of one instruction-set
 // level. The formulas stand in the ops' own headers (rmsnorm.h, swiglu.h, dropout.h, adamw.h,
-// linear_cross_entropy.h); these work on one chunk of them.
+// linear_cross_entropy.h); these work on one chunk of them. A `void*` is fp32, or bf16 where its flag
+// says so.
 #pragma once
 
 #include <stddef.h>
@@ -30,19 +31,23 @@ struct SoftmaxState {
 };
 
 struct ElementwiseKernels {
-  // Rows are contiguous.
+  // Rows are contiguous, but for those of y.
   void (*rmsnorm_forward)(const float* x, const float* w, float eps, size_t rows, size_t channels,
-                          float* y, float* inv_rms);
+                          void* y, size_t y_stride, bool bf16, float* inv_rms);
+  // `rounded` (may be null) takes dx in bf16 too.
   void (*rmsnorm_backward)(const float* x, const float* w, const float* inv_rms, const float* dy,
-                           size_t rows, size_t channels, float* dx, bool accumulate);
+                           size_t rows, size_t channels, float* dx, bool accumulate,
+                           uint16_t* rounded);
   // dw[c] += Σ_t dy[t,c] * x[t,c] * inv_rms[t] for c in [begin, end), in token order.
   void (*rmsnorm_grad_weight)(const float* x, const float* inv_rms, const float* dy, size_t tokens,
                               size_t channels, size_t begin, size_t end, float* dw);
 
-  void (*swiglu_forward)(const float* g, const float* u, size_t n, float* h);
-  void (*swiglu_backward)(const float* g, const float* u, const float* dh, size_t n, float* dg,
-                          float* du);
+  void (*swiglu_forward)(const void* g, const void* u, bool bf16, size_t n, void* h);
+  void (*swiglu_backward)(const void* g, const void* u, const void* dh, bool bf16, size_t n,
+                          void* dg, void* du);
 
+  // y[i] = bf16(x[i])
+  void (*to_bf16)(const float* x, size_t n, uint16_t* y);
   // y[i] += x[i]
   void (*add)(const float* x, size_t n, float* y);
   // y[i] = x_factor * x[i] + y_factor * y[i]
@@ -51,8 +56,9 @@ struct ElementwiseKernels {
   void (*scale)(float factor, size_t n, float* y);
 
   // Elements first … first + n - 1 of dropout.h; dropped where their 16 bits are below `threshold`.
-  void (*dropout)(const float* x, size_t n, uint64_t first, uint32_t threshold, float scale,
-                  uint64_t seed, uint64_t module, float* y, bool accumulate);
+  void (*dropout)(const void* x, bool x_bf16, size_t n, uint64_t first, uint32_t threshold,
+                  float scale, uint64_t seed, uint64_t module, void* y, bool y_bf16,
+                  bool accumulate);
 
   void (*adamw)(const AdamWFactors&, size_t n, const float* g, float* p, float* m, float* v);
   // Σ x² in double over sixteen interleaved sums, the same at every level.

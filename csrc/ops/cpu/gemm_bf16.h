@@ -1,8 +1,8 @@
 // Packed blocks with bf16 operands and fp32 sums: VDPBF16PS multiplies a pair (k, k + 1) in every
 // 32-bit lane, twice the flop of an FMA where it runs at full rate (Zen 4 and 5). Panels are those
-// of gemm_pack.h with a pair in place of a float; rows of A are rounded strip by strip into L1, a
-// fiftieth of the product's time. A term of odd k ends with a pair whose odd half is zero. Part of
-// gemm_kernels.cpp.
+// of gemm_pack.h with a pair in place of a float. Rows of A in bf16 are broadcast pair by pair from
+// where they lie; others are rounded strip by strip into L1, a fiftieth of the product's time. A
+// segment of odd k ends with a pair whose odd half is zero. Part of gemm_kernels.cpp.
 #pragma once
 
 #include "ops/cpu/gemm_micro.h"
@@ -14,8 +14,9 @@ namespace lowrank::LR_ISA {
 namespace {
 
 constexpr size_t kPairWeights = 2 * kW;  // that a vector of pairs holds
-// Pairs from one row of a strip of A to the next: each segment may end with half a pair.
-constexpr size_t kStripPairs = kGemmMaxBlockK / 2 + kGemmMaxSegments;
+constexpr size_t kMaxPairK = 1664;            // the longest k of a block
+// Pairs of a row of A over all segments, each of which may end with half a pair.
+constexpr size_t kStripPairs = kMaxPairK / 2 + kGemmMaxSegments;
 
 // ── packing ──
 LR_INLINE V::T as_floats(__m512i bits) { return _mm512_castsi512_ps(bits); }
@@ -175,9 +176,16 @@ void pack_pairs_straight(const Matrix& b, size_t k_begin, size_t k, size_t n_beg
 }
 
 // ── the product ──
-struct PairTile {
-  const int32_t* a;  // rows kStripPairs apart
+// A's pairs of one segment: pair p of row i at a + i * row + p * col, in bytes.
+struct PairSegment {
+  const char* a;
+  size_t row, col;
   size_t pairs;
+};
+
+struct PairTile {
+  const PairSegment* segments;
+  size_t segment_count;
   const float* b;
   size_t b_step;  // pairs from one row of B's pairs to the next
   TileOutput out;
@@ -191,23 +199,29 @@ void pair_micro(const PairTile& tile) {
 #pragma GCC unroll 4
     for (size_t j = 0; j < NV; ++j) acc[i][j] = V::zero();
   }
-  prefetch_output<MR, NV>(tile.out);
-  const int32_t* a = tile.a;
+  prefetch_output<MR, NV>(tile.out.to);
   const float* b = tile.b;
-  for (size_t p = tile.pairs; p > 0; --p, ++a) {
-    __m512bh bv[NV];
+  const size_t b_step = tile.b_step;
+  for (size_t s = 0; s < tile.segment_count; ++s) {
+    const size_t row = tile.segments[s].row, col = tile.segments[s].col;
+    const char* a = tile.segments[s].a;
+    for (size_t p = tile.segments[s].pairs; p > 0; --p, a += col) {
+      __m512bh bv[NV];
 #pragma GCC unroll 4
-    for (size_t j = 0; j < NV; ++j) bv[j] = (__m512bh)V::load(b + j * kW);
-    const char* ahead = (const char*)(b + kPrefetchSteps * tile.b_step);
+      for (size_t j = 0; j < NV; ++j) bv[j] = (__m512bh)V::load(b + j * kW);
+      const char* ahead = (const char*)(b + kPrefetchSteps * b_step);
 #pragma GCC unroll 4
-    for (size_t byte = 0; byte < NV * kW * sizeof(float); byte += kCacheLine)
-      __builtin_prefetch(ahead + byte);
-    b += tile.b_step;
+      for (size_t byte = 0; byte < NV * kW * sizeof(float); byte += kCacheLine)
+        __builtin_prefetch(ahead + byte);
+      b += b_step;
 #pragma GCC unroll 8
-    for (size_t i = 0; i < MR; ++i) {
-      const __m512bh x = (__m512bh)_mm512_set1_epi32(a[i * kStripPairs]);
+      for (size_t i = 0; i < MR; ++i) {
+        int32_t pair;
+        memcpy(&pair, a + i * row, sizeof pair);
+        const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
 #pragma GCC unroll 4
-      for (size_t j = 0; j < NV; ++j) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], x, bv[j]);
+        for (size_t j = 0; j < NV; ++j) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], x, bv[j]);
+      }
     }
   }
   write_output(acc, tile.out);
@@ -226,50 +240,82 @@ LR_INLINE PairMicro pair_micro_for(size_t rows, size_t vectors) {
   return kPairMicro<MR>[vectors - 1];
 }
 
-// Rows [first, first + rows) of A, rounded. Whole vectors are stored: what goes past a segment's
-// end is overwritten by what comes next, or lies in the strip's slack.
-LR_INLINE void round_rows(const GemmSegment* segments, size_t segment_count, size_t first,
-                          size_t rows, int32_t* strip) {
+// Stores of the two functions below write whole vectors: what goes past the end of a row is
+// overwritten by what comes next, or lies in the strip's slack.
+
+// `rows` rows of a segment whose k are adjacent, as [rows][pairs].
+template <DType kType>
+LR_INLINE PairSegment round_rows(const GemmSegment& segment, size_t first, size_t rows,
+                                 int32_t* strip) {
+  constexpr size_t kElement = kType == DType::kBF16 ? sizeof(uint16_t) : sizeof(float);
+  const size_t pairs = (segment.k + 1) / 2;
   for (size_t i = 0; i < rows; ++i) {
-    float* out = (float*)(strip + i * kStripPairs);
-    for (size_t s = 0; s < segment_count; ++s) {
-      const GemmSegment& segment = segments[s];
-      const uint8_t* row = (const uint8_t*)(segment.a + (first + i) * segment.row);
-      for (size_t p = 0; p < segment.k; p += kPairWeights) {
-        const size_t n = segment.k - p < kPairWeights ? segment.k - p : kPairWeights;
-        V::store(out + p / 2, pairs_along<DType::kF32>(row, p, n));
-      }
-      out += (segment.k + 1) / 2;
+    const uint8_t* row = (const uint8_t*)segment.a + (first + i) * segment.row * kElement;
+    float* out = (float*)(strip + i * pairs);
+    for (size_t p = 0; p < segment.k; p += kPairWeights) {
+      const size_t n = segment.k - p < kPairWeights ? segment.k - p : kPairWeights;
+      V::store(out + p / 2, pairs_along<kType>(row, p, n));
     }
   }
+  return {(const char*)strip, pairs * sizeof(int32_t), sizeof(int32_t), pairs};
+}
+
+// `rows` adjacent columns of a matrix whose rows are k, as [pairs][kMr].
+template <DType kType>
+LR_INLINE PairSegment pair_columns(const GemmSegment& segment, size_t first, size_t rows,
+                                   int32_t* strip) {
+  constexpr size_t kElement = kType == DType::kBF16 ? sizeof(uint16_t) : sizeof(float);
+  const size_t pairs = (segment.k + 1) / 2, step = segment.col * kElement;
+  const uint8_t* even = (const uint8_t*)segment.a + first * kElement;
+  for (size_t p = 0; p < pairs; ++p, even += 2 * step) {
+    const uint8_t* odd = 2 * p + 1 < segment.k ? even + step : nullptr;
+    V::store((float*)(strip + p * kMr), pairs_across<kType>(even, odd, 0, rows));
+  }
+  return {(const char*)strip, sizeof(int32_t), kMr * sizeof(int32_t), pairs};
+}
+
+// The pairs of rows [first, first + rows); where they are not there to read, they go to the strip.
+LR_INLINE PairSegment pairs_of(const GemmSegment& segment, size_t first, size_t rows,
+                               int32_t* strip) {
+  if (segment.col != 1) {
+    return segment.bf16 ? pair_columns<DType::kBF16>(segment, first, rows, strip)
+                        : pair_columns<DType::kF32>(segment, first, rows, strip);
+  }
+  if (!segment.bf16) return round_rows<DType::kF32>(segment, first, rows, strip);
+  if (segment.k % 2 != 0) return round_rows<DType::kBF16>(segment, first, rows, strip);
+  const size_t row_bytes = segment.row * sizeof(uint16_t);
+  return {(const char*)segment.a + first * row_bytes, row_bytes, sizeof(int32_t), segment.k / 2};
 }
 
 void pair_block(const GemmSegment* segments, size_t segment_count, size_t m, const float* panels,
-                size_t n, float* c, size_t ldc, const float* bias, bool accumulate) {
+                size_t n, const BlockOutput& out) {
   size_t pairs = 0;
   for (size_t s = 0; s < segment_count; ++s) pairs += (segments[s].k + 1) / 2;
   alignas(64) int32_t strip[kMr * kStripPairs + kW];
+  PairSegment of_strip[kGemmMaxSegments];
   for (size_t i = 0; i < m; i += kMr) {
     const size_t rows = m - i < kMr ? m - i : kMr;
-    round_rows(segments, segment_count, i, rows, strip);
+    int32_t* at = strip;
+    for (size_t s = 0; s < segment_count; ++s) {
+      of_strip[s] = pairs_of(segments[s], i, rows, at);
+      if (of_strip[s].a == (const char*)at) at += kMr * of_strip[s].pairs;
+    }
     for (size_t j = 0; j < n; j += kNr) {
       const size_t columns = n - j < kNr ? n - j : kNr;
       const size_t vectors = (columns + kW - 1) / kW;
-      pair_micro_for(rows, vectors)(
-          {strip, pairs, panels + j * pairs, vectors * kW,
-           {c + i * ldc + j, ldc, columns, bias == nullptr ? nullptr : bias + j, accumulate}});
+      pair_micro_for(rows, vectors)({of_strip, segment_count, panels + j * pairs, vectors * kW,
+                                     {out.at(i, j), columns}});
     }
   }
 }
 
-double round_and_sum(float* x, size_t n) {
+double round_and_sum(const float* x, size_t n, uint16_t* out) {
   V::T sum = V::zero();
   for (size_t i = 0; i < n; i += kW) {
     const size_t lanes = n - i < kW ? n - i : kW;
-    const __m256i halves = (__m256i)_mm512_cvtneps_pbh(V::load_n(x + i, lanes));
-    const V::T rounded = as_floats(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-    V::store_n(x + i, rounded, lanes);
-    sum = V::add(sum, rounded);
+    const __m256i halves = V::to_bf16(V::load_n(x + i, lanes));
+    _mm256_mask_storeu_epi16(out + i, V::mask(lanes), halves);
+    sum = V::add(sum, V::from_bf16(halves));
   }
   return static_cast<double>(V::sum(sum));
 }

@@ -105,7 +105,14 @@ void pack_pairs(const Matrix& b, bool transposed, size_t k_begin, size_t k, size
   code_of(b.type).pack_pairs(b, transposed, k_begin, k, n_begin, n, panels, block_depth, at);
 }
 
-constexpr BlockKernels kPairKernels = {2, pack_pairs, pair_block, round_and_sum};
+constexpr BlockKernels kPairKernels = {.mr = kMr,
+                                       .nr = kNr,
+                                       .max_k = kMaxPairK,
+                                       .k_step = 2,
+                                       .k_unit = 2,
+                                       .pack = pack_pairs,
+                                       .block = pair_block,
+                                       .round = round_and_sum};
 constexpr const BlockKernels* kBf16Kernels = &kPairKernels;
 #else
 constexpr const BlockKernels* kBf16Kernels = nullptr;
@@ -132,6 +139,18 @@ void dot(const Matrix& w, size_t row_begin, size_t rows, const float* a, size_t 
 
 extern const GemmKernels kGemmKernels;
 const GemmKernels kGemmKernels = {
-    V::kWidth, kMr, kNr, {1, pack, block, nullptr}, kBf16Kernels, direct, dequantize, dot};
+    .width = V::kWidth,
+    .f32 = {.mr = kMr,
+            .nr = kNr,
+            .max_k = kMaxBlockK,
+            .k_step = 1,
+            .k_unit = 1,
+            .pack = pack,
+            .block = block,
+            .round = nullptr},
+    .bf16 = kBf16Kernels,
+    .direct = direct,
+    .dequantize = dequantize,
+    .dot = dot};
 
 }  // namespace lowrank::LR_ISA

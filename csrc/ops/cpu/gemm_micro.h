@@ -23,12 +23,13 @@ constexpr size_t kNr = kNv * V::kWidth;
 constexpr size_t kPrefetchSteps = 8;  // of k, ahead in B
 constexpr size_t kCacheLine = 64;
 
-// Where a tile's sums go.
+// The longest k of a block, which bounds the strip of A that for_each_strip packs.
+constexpr size_t kMaxBlockK = 832;
+
+// Where a tile's sums go: the first `columns` columns.
 struct TileOutput {
-  float* c;
-  size_t ldc, columns;
-  const float* bias;
-  bool accumulate;
+  BlockOutput to;
+  size_t columns;
 };
 
 struct Tile {
@@ -41,13 +42,31 @@ struct Tile {
 
 // C is fetched for writing while the product runs.
 template <size_t MR, size_t NV>
-LR_INLINE void prefetch_output(const TileOutput& out) {
+LR_INLINE void prefetch_output(const BlockOutput& out) {
+  const size_t element = out.bf16 ? sizeof(uint16_t) : sizeof(float);
 #pragma GCC unroll 8
   for (size_t i = 0; i < MR; ++i) {
-    const char* c = (const char*)(out.c + i * out.ldc);
-#pragma GCC unroll 4
-    for (size_t byte = 0; byte < NV * V::kWidth * sizeof(float); byte += kCacheLine)
+    const char* c = (const char*)out.c + i * out.ldc * element;
+    for (size_t byte = 0; byte < NV * V::kWidth * element; byte += kCacheLine)
       __builtin_prefetch(c + byte, 1);
+  }
+}
+
+// Stores n lanes of a row's sums from column j on.
+LR_INLINE void write_vector(V::T sum, const BlockOutput& out, size_t i, size_t j, size_t n) {
+  const bool whole = n == V::kWidth;
+  if (out.add != nullptr) {
+    const float* add = out.add + i * out.add_ld + j;
+    sum = V::add(whole ? V::load(add) : V::load_n(add, n), sum);
+  }
+  if (out.bias != nullptr)
+    sum = V::add(sum, whole ? V::load(out.bias + j) : V::load_n(out.bias + j, n));
+  if (out.bf16) {
+    uint16_t* c = (uint16_t*)out.c + i * out.ldc + j;
+    whole ? V::store_bf16(c, sum) : V::store_bf16_n(c, sum, n);
+  } else {
+    float* c = (float*)out.c + i * out.ldc + j;
+    whole ? V::store(c, sum) : V::store_n(c, sum, n);
   }
 }
 
@@ -58,21 +77,8 @@ LR_INLINE void write_output(const V::T (&sums)[MR][NV], const TileOutput& out) {
 #pragma GCC unroll 4
   for (size_t j = 0; j < NV; ++j) {
     const size_t n = j + 1 < NV ? V::kWidth : last;
-    const bool whole = n == V::kWidth;
-    const float* bias = out.bias + j * V::kWidth;
-    const V::T add = out.bias == nullptr ? V::zero() : whole ? V::load(bias) : V::load_n(bias, n);
 #pragma GCC unroll 8
-    for (size_t i = 0; i < MR; ++i) {
-      float* c = out.c + i * out.ldc + j * V::kWidth;
-      V::T sum = sums[i][j];
-      if (out.accumulate) sum = V::add(whole ? V::load(c) : V::load_n(c, n), sum);
-      if (out.bias != nullptr) sum = V::add(sum, add);
-      if (whole) {
-        V::store(c, sum);
-      } else {
-        V::store_n(c, sum, n);
-      }
-    }
+    for (size_t i = 0; i < MR; ++i) write_vector(sums[i][j], out.to, i, j * V::kWidth, n);
   }
 }
 
@@ -87,13 +93,13 @@ void micro(const Tile& tile) {
     for (size_t j = 0; j < NV; ++j) acc[i][j] = V::zero();
   }
   const size_t last = tile.out.columns - (NV - 1) * V::kWidth;  // columns in the last vector
-  prefetch_output<MR, NV>(tile.out);
+  prefetch_output<MR, NV>(tile.out.to);
   const float* b = tile.b;
   const size_t b_step = tile.b_step;
   for (size_t s = 0; s < tile.segment_count; ++s) {
     const GemmSegment& segment = tile.segments[s];
     const size_t row = segment.row, col = segment.col;
-    const float* a = segment.a + tile.first_row * row;
+    const float* a = (const float*)segment.a + tile.first_row * row;
     for (size_t p = segment.k; p > 0; --p) {
       V::T bv[NV];
 #pragma GCC unroll 4
@@ -146,7 +152,7 @@ LR_INLINE Micro micro_masked_for(size_t rows) {
 // Rows [first, first + rows) of a segment that is strided along k, as [k][kMr]: adjacent rows are
 // adjacent floats there.
 LR_INLINE void pack_rows(const GemmSegment& segment, size_t first, size_t rows, float* out) {
-  const float* a = segment.a + first * segment.row;
+  const float* a = (const float*)segment.a + first * segment.row;
   if (segment.row == 1 && rows == kMr) {
     for (size_t p = 0; p < segment.k; ++p, a += segment.col, out += kMr)
       memcpy(out, a, kMr * sizeof(float));
@@ -168,7 +174,7 @@ LR_INLINE void for_each_strip(const GemmSegment* segments, size_t segment_count,
     for (size_t i = 0; i < m; i += kMr) f(i, m - i < kMr ? m - i : kMr, segments, i);
     return;
   }
-  alignas(64) float strip[kGemmMaxBlockK * kMr];
+  alignas(64) float strip[kMaxBlockK * kMr];
   GemmSegment packed[kGemmMaxSegments];
   for (size_t i = 0; i < m; i += kMr) {
     const size_t rows = m - i < kMr ? m - i : kMr;
@@ -176,7 +182,7 @@ LR_INLINE void for_each_strip(const GemmSegment* segments, size_t segment_count,
     for (size_t s = 0; s < segment_count; ++s) {
       const GemmSegment& segment = segments[s];
       if (segment.col == 1) {
-        packed[s] = {segment.a + i * segment.row, segment.row, 1, segment.k};
+        packed[s] = {(const float*)segment.a + i * segment.row, segment.row, 1, segment.k};
         continue;
       }
       pack_rows(segment, i, rows, out);
@@ -188,7 +194,7 @@ LR_INLINE void for_each_strip(const GemmSegment* segments, size_t segment_count,
 }
 
 void block(const GemmSegment* segments, size_t segment_count, size_t m, const float* panels,
-           size_t n, float* c, size_t ldc, const float* bias, bool accumulate) {
+           size_t n, const BlockOutput& out) {
   size_t k = 0;
   for (size_t s = 0; s < segment_count; ++s) k += segments[s].k;
   for_each_strip(segments, segment_count, m,
@@ -197,23 +203,20 @@ void block(const GemmSegment* segments, size_t segment_count, size_t m, const fl
                      const size_t columns = n - j < kNr ? n - j : kNr;
                      const size_t vectors = (columns + V::kWidth - 1) / V::kWidth;
                      micro_for(rows, vectors)({strip, segment_count, first_row, panels + j * k,
-                                               vectors * V::kWidth,
-                                               {c + i * ldc + j, ldc, columns,
-                                                bias == nullptr ? nullptr : bias + j, accumulate}});
+                                               vectors * V::kWidth, {out.at(i, j), columns}});
                    }
                  });
 }
 
-void direct(const GemmSegment& segment, size_t m, const float* b, size_t ldb, size_t n, float* c,
-            size_t ldc, const float* bias, bool accumulate) {
+void direct(const GemmSegment& segment, size_t m, const float* b, size_t ldb, size_t n,
+            const BlockOutput& out) {
   for_each_strip(
       &segment, 1, m, [&](size_t i, size_t rows, const GemmSegment* strip, size_t first_row) {
         for (size_t j = 0; j < n;) {
           const size_t whole = (n - j) / V::kWidth, vectors = whole < kNv ? whole : kNv;
           const size_t columns = vectors > 0 ? vectors * V::kWidth : n - j;
           const Micro kernel = vectors > 0 ? micro_for(rows, vectors) : micro_masked_for(rows);
-          kernel({strip, 1, first_row, b + j, ldb,
-                  {c + i * ldc + j, ldc, columns, bias == nullptr ? nullptr : bias + j, accumulate}});
+          kernel({strip, 1, first_row, b + j, ldb, {out.at(i, j), columns}});
           j += columns;
         }
       });

@@ -29,4 +29,9 @@ inline const BlockKernels& block_kernels(const Context& context) {
   return context.compute == ComputeType::kBf16 && gemm.bf16 != nullptr ? *gemm.bf16 : gemm.f32;
 }
 
+// What rows of activations between those products are kept in.
+inline DType activation_type(const Context& context) {
+  return block_kernels(context).k_step == 2 ? DType::kBF16 : DType::kF32;
+}
+
 }  // namespace lowrank
