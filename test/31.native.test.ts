@@ -5,7 +5,18 @@ import { buildNative, root, run } from './support/cmake.ts';
 
 // Beside the addon's objects, so that only the tests themselves are compiled.
 const build = join(root, 'build', 'cmake');
-const programs = ['attention', 'dequantize', 'elementwise', 'gemm', 'gemm_bf16', 'linear_cross_entropy', 'lora_linear', 'rope', 'sampling'];
+const programs = [
+  'attention',
+  'attention_bf16',
+  'dequantize',
+  'elementwise',
+  'gemm',
+  'gemm_bf16',
+  'linear_cross_entropy',
+  'lora_linear',
+  'rope',
+  'sampling',
+];
 
 describe('native ops, on every instruction-set level of this machine', () => {
   before(function () {

@@ -116,7 +116,7 @@ Status run_dequantize(Context& context, Arguments& in) {
 struct AttentionArguments {
   AttentionShape shape;
   std::vector<AttentionSequence> sequences;
-  HeadsView q, k, v;
+  ConstRows q, k, v;
   size_t q_rows;
 
   // heads, kvHeads, headDim, scale, window, queryStarts, keyStarts, sequences, q, k, v

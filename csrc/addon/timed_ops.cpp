@@ -99,15 +99,15 @@ TimedOp attention_op(const OpCase& c, Operands* operands, bool forward) {
   std::vector<AttentionSequence> sequences;
   for (size_t i = 0; i < c.sequences; ++i) sequences.push_back({i * c.tokens, c.tokens, i * c.tokens, c.tokens});
   const size_t rows = c.sequences * c.tokens, q_stride = c.heads * c.head_dim, kv_stride = c.kv_heads * c.head_dim;
-  const HeadsView q{operands->random(rows * q_stride), q_stride};
-  const HeadsView k{operands->random(rows * kv_stride), kv_stride}, v{operands->random(rows * kv_stride), kv_stride};
-  const HeadsViewOut o{operands->zeros(rows * q_stride), q_stride};
+  const ConstRows q{operands->random(rows * q_stride), q_stride};
+  const ConstRows k{operands->random(rows * kv_stride), kv_stride}, v{operands->random(rows * kv_stride), kv_stride};
+  const Rows o{operands->zeros(rows * q_stride), q_stride};
   float* lse = operands->zeros(rows * c.heads);
   const TimedOp forward_op = [=](Context& context) { return attention_forward(context, shape, sequences, q, k, v, o, lse); };
   if (forward) return forward_op;
-  const HeadsView d_o{operands->random(rows * q_stride), q_stride};
-  const HeadsViewOut dq{operands->zeros(rows * q_stride), q_stride};
-  const HeadsViewOut dk{operands->zeros(rows * kv_stride), kv_stride}, dv{operands->zeros(rows * kv_stride), kv_stride};
+  const ConstRows d_o{operands->random(rows * q_stride), q_stride};
+  const Rows dq{operands->zeros(rows * q_stride), q_stride};
+  const Rows dk{operands->zeros(rows * kv_stride), kv_stride}, dv{operands->zeros(rows * kv_stride), kv_stride};
   float* scratch = operands->zeros(attention_backward_scratch(shape, rows) / sizeof(float));
   // o and lse are what the first run's forward leaves; later ones find them.
   return [=, ready = std::make_shared<bool>(false)](Context& context) {

@@ -60,9 +60,6 @@ struct GateUpRows {
   GateUpRows(const DecoderConfig& c, Rows rows) : gate(rows), up(rows.at(0, c.ffn)) {}
 };
 
-HeadsView heads(ConstRows rows) { return {static_cast<const float*>(rows.data), rows.stride}; }
-HeadsViewOut heads_out(Rows rows) { return {static_cast<float*>(rows.data), rows.stride}; }
-
 }  // namespace
 
 Status check_batch(const DecoderConfig& config, const Batch& batch) {
@@ -115,8 +112,8 @@ Status Decoder::attend(const LayerPlan& plan, const Batch& batch, const BlockSav
   const DecoderConfig& c = config_;
   const QkvRows rows(c, saved.qkv);
   const auto sequences = packed_sequences(batch.starts);
-  return attention_forward(context_, attention_shape(c, plan.window), sequences, heads(rows.q), heads(rows.k), heads(rows.v),
-                           heads_out(saved.attention), saved.lse);
+  return attention_forward(context_, attention_shape(c, plan.window), sequences, rows.q, rows.k, rows.v, saved.attention,
+                           saved.lse);
 }
 
 // mid = input + O(attention)
@@ -209,8 +206,8 @@ Status Decoder::forward_cached(const ModelPlan& plan, const Batch& batch, std::s
         std::memcpy(values + at, key + c.kv_width(), c.kv_width() * sizeof(float));
       }
     }
-    LR_RETURN_IF_ERROR(attention_forward(context_, attention_shape(c, plan.layers[l].window), sequences, heads(rows_of.q),
-                                         {keys, c.kv_width()}, {values, c.kv_width()}, heads_out(saved.attention), nullptr));
+    LR_RETURN_IF_ERROR(attention_forward(context_, attention_shape(c, plan.layers[l].window), sequences, rows_of.q,
+                                         {keys, c.kv_width()}, {values, c.kv_width()}, saved.attention, nullptr));
     LR_RETURN_IF_ERROR(finish_block(plan.layers[l], w->input(l), tokens, 0, saved, w, w->input(l + 1)));
   }
   return {};
@@ -309,9 +306,8 @@ Status Decoder::block_backward(const LayerPlan& plan, const Batch& batch, const 
   if (!needs_qkv) return {};
   const QkvRows rows(c, saved.qkv), d(c, w->d_qkv);
   const auto sequences = packed_sequences(batch.starts);
-  LR_RETURN_IF_ERROR(attention_backward(context_, attention_shape(c, plan.window), sequences, heads(rows.q), heads(rows.k),
-                                        heads(rows.v), heads(saved.attention), saved.lse, heads(w->d_attention), heads_out(d.q),
-                                        heads_out(d.k), heads_out(d.v), w->attention_scratch));
+  LR_RETURN_IF_ERROR(attention_backward(context_, attention_shape(c, plan.window), sequences, rows.q, rows.k, rows.v, saved.attention,
+                                        saved.lse, w->d_attention, d.q, d.k, d.v, w->attention_scratch));
   LR_RETURN_IF_ERROR(rotate(d.q, d.k, tokens, true, w));
   LR_RETURN_IF_ERROR(rmsnorm_forward(context_, input, plan.input_norm, c.norm_eps, tokens, c.hidden, w->normed, saved.inv_rms_in));
   const ConstRows d_qkv[] = {d.q, d.k, d.v};

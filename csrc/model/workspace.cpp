@@ -40,8 +40,8 @@ class Layout {
 BlockSaved lay_block(Layout& layout, const DecoderConfig& c, const LayerPlan& plan, DType type, size_t t) {
   constexpr const char* kSaved = "activations";
   BlockSaved b;
-  b.qkv = layout.rows(kSaved, t, c.qkv_width(), DType::kF32);
-  b.attention = layout.rows(kSaved, t, c.query_width(), DType::kF32);
+  b.qkv = layout.rows(kSaved, t, c.qkv_width(), type);
+  b.attention = layout.rows(kSaved, t, c.query_width(), type);
   b.lse = layout.floats(kSaved, t, c.heads);
   b.inv_rms_in = layout.floats(kSaved, t, 1);
   b.inv_rms_mid = layout.floats(kSaved, t, 1);
@@ -95,7 +95,7 @@ void lay_out(Layout& layout, const DecoderConfig& c, const ModelPlan& plan, Mode
   w->d_ffn = rows_over(layout.bytes(kScratch, t * std::max(row_bytes(type, c.ffn), row_bytes(DType::kF32, c.qkv_width()))), c.ffn);
   w->d_head = w->d_normed;
   // A block's backward is done with the MLP's buffers before attention's, and with d_normed between the two.
-  w->d_attention = Rows{w->d_normed, c.query_width()};
+  w->d_attention = rows_over(w->d_normed, c.query_width());
   w->d_qkv = Rows{w->d_ffn.data, c.qkv_width()};
   const AttentionShape shape{c.heads, c.kv_heads, c.head_dim, 1.0f};
   w->attention_scratch = layout.bytes(kScratch, attention_backward_scratch(shape, t));

@@ -11,6 +11,7 @@
 #include <span>
 
 #include "core/context.h"
+#include "ops/rows.h"
 
 namespace lowrank {
 
@@ -25,20 +26,22 @@ struct AttentionShape {
   size_t window = 0;                 // 0: all earlier keys
 };
 
-// Row t, head h of a tensor X at X.data[t * X.stride + h * head_dim].
-struct HeadsView { const float* data; size_t stride; };
-struct HeadsViewOut { float* data; size_t stride; };
-
+// Row t, head h of a tensor X begins at element t * X.stride + h * head_dim. Where the context computes in bf16 and the level has kernels
+// for it, tensors are fp32 or bf16 in any mix, and the products' operands (q, k, v, d_o, probabilities and the gradients of scores) are
+// rounded to bf16; sums, softmax and lse stay fp32. Everywhere else all are fp32, else kInvalidOption. A single query in fp32 rows is
+// computed in fp32 in either case.
+//
 // lse: [q rows, heads] fp32, log-sum-exp of the scaled scores, saved for the backward; may be null when not needed.
-Status attention_forward(Context&, const AttentionShape&, std::span<const AttentionSequence>, HeadsView q, HeadsView k,
-                         HeadsView v, HeadsViewOut o, float* lse);
+Status attention_forward(Context&, const AttentionShape&, std::span<const AttentionSequence>, ConstRows q, ConstRows k, ConstRows v,
+                         Rows o, float* lse);
 
-// Scratch the backward needs, in bytes, for `q_rows` rows of q: Σ_d o · do of each row and head.
-size_t attention_backward_scratch(const AttentionShape&, size_t q_rows);
+// Scratch the backward needs, in bytes, for `q_rows` rows of q: Σ_d o · do of each row and head. With gradients in bf16 also their sums in
+// fp32: head_dim * 4 bytes for every head of a row of q and twice that for every key head of `kv_rows` rows of k.
+size_t attention_backward_scratch(const AttentionShape&, size_t q_rows, size_t kv_rows = 0, DType gradients = DType::kF32);
 
-// dq, dk, dv are written (=), for every row that a sequence names. Sequences must not share rows.
-Status attention_backward(Context&, const AttentionShape&, std::span<const AttentionSequence>, HeadsView q, HeadsView k,
-                          HeadsView v, HeadsView o, const float* lse, HeadsView d_o, HeadsViewOut dq, HeadsViewOut dk,
-                          HeadsViewOut dv, void* scratch);
+// dq, dk, dv are written (=), for every row that a sequence names. Sequences must not share rows. `q_rows` and `kv_rows` are those that
+// the scratch was made for. dq, dk and dv are of one type.
+Status attention_backward(Context&, const AttentionShape&, std::span<const AttentionSequence>, ConstRows q, ConstRows k, ConstRows v,
+                          ConstRows o, const float* lse, ConstRows d_o, Rows dq, Rows dk, Rows dv, void* scratch);
 
 }  // namespace lowrank

@@ -49,7 +49,8 @@ struct BackwardStatistics {
 
 // What scales row i of a tile in the gradients of its scores. Nothing comes through the softmax of a single key, whose dP - delta is the
 // rounding of two equal sums; AdamW would make steps of full size of it.
-LR_INLINE float score_scale(const AttentionGroup& g, const Tile& tile, size_t i) {
+template <size_t kVectors>
+LR_INLINE float score_scale(const AttentionGroup& g, const TileOf<kVectors>& tile, size_t i) {
   return g.window == 1 || tile.position[i] == 0 ? 0.0f : g.scale;
 }
 
@@ -57,8 +58,8 @@ inline void load_tile(const AttentionGroup& g, const AttentionGradients& d, cons
                BackwardStatistics& statistics) {
   const size_t length = padded(g.head_dim);
   const float *q[kTileRows], *d_o[kTileRows];
-  row_pointers(g, tile, g.q, g.q_stride, q);
-  row_pointers(g, tile, d.d_o, d.do_stride, d_o);
+  row_pointers(g, tile, g.q, q);
+  row_pointers(g, tile, d.d_o, d_o);
   for (size_t v = 0; v < tile.vectors; ++v) {
     const size_t lane = v * V::kWidth;
     rows_to_lanes(q + lane, g.head_dim, g.scale * kLog2E, at.q_lanes + lane, kTileRows);
@@ -84,7 +85,7 @@ LR_INLINE void softmax_gradient(const AttentionGroup& g, const Tile& tile, const
   const size_t lane = v * V::kWidth;
   const V::T lse = V::load(statistics.lse + lane), delta = V::load(statistics.delta + lane);
   const V::T position = V::load(tile.position + lane);
-  const bool edge = on_edge(g, tile, v, begin, end);
+  const bool edge = on_edge(g, tile, v, 1, begin, end);
   p += lane;
   ds += lane;
   for (size_t key = begin; key < end; ++key, p += kTileRows, ds += kTileRows) {
@@ -102,9 +103,9 @@ inline void backward_step(const AttentionGroup& g, const Tile& tile, const Backw
   const size_t stride = key_stride(g.head_dim), length = padded(g.head_dim);
   for_each_segment(tile, begin, end, [&](size_t vector, size_t from, size_t to) {
     const size_t lane = vector * V::kWidth, row = key + from - begin, scores = (from - begin) * kTileRows + lane;
-    product<Order::kRows, Update::kSet>({to - from, tile.vectors - vector, g.head_dim, at.k + row * stride, stride,
+    product<Numbers, Order::kRows, Update::kSet>({to - from, tile.vectors - vector, g.head_dim, at.k + row * stride, stride,
                                          at.q_lanes + lane, kTileRows, at.p + scores, kTileRows});
-    product<Order::kRows, Update::kSet>({to - from, tile.vectors - vector, g.head_dim, at.v + row * stride, stride,
+    product<Numbers, Order::kRows, Update::kSet>({to - from, tile.vectors - vector, g.head_dim, at.v + row * stride, stride,
                                          at.do_lanes + lane, kTileRows, at.ds + scores, kTileRows});
   });
   for (size_t vector = 0; vector < tile.vectors; ++vector) {
@@ -114,11 +115,11 @@ inline void backward_step(const AttentionGroup& g, const Tile& tile, const Backw
   for_each_segment(tile, begin, end, [&](size_t vector, size_t from, size_t to) {
     const size_t lane = vector * V::kWidth, row = key + from - begin, scores = (from - begin) * kTileRows + lane;
     const size_t rows = (tile.vectors - vector) * V::kWidth;
-    product<Order::kRows, Update::kAdd>({to - from, length / V::kWidth, rows, at.p + scores, kTileRows,
+    product<Numbers, Order::kRows, Update::kAdd>({to - from, length / V::kWidth, rows, at.p + scores, kTileRows,
                                          at.do_rows + lane * length, length, at.dv + row * length, length});
-    product<Order::kRows, Update::kAdd>({to - from, length / V::kWidth, rows, at.ds + scores, kTileRows,
+    product<Numbers, Order::kRows, Update::kAdd>({to - from, length / V::kWidth, rows, at.ds + scores, kTileRows,
                                          at.q_rows + lane * length, length, at.dk + row * length, length});
-    product<Order::kColumns, Update::kAdd>({round_up_to(g.head_dim, kProductRows), tile.vectors - vector, to - from,
+    product<Numbers, Order::kColumns, Update::kAdd>({round_up_to(g.head_dim, kProductRows), tile.vectors - vector, to - from,
                                             at.k + row * stride, stride, at.ds + scores, kTileRows, at.dq_lanes + lane, kTileRows});
   });
 }
@@ -126,22 +127,23 @@ inline void backward_step(const AttentionGroup& g, const Tile& tile, const Backw
 // dq (+)= score_scale() · dq_lanes.
 inline void write_queries(const AttentionGroup& g, const AttentionGradients& d, const Tile& tile, const BackwardPanels& at, bool first) {
   float* rows[kTileRows];
-  row_pointers(g, tile, d.dq, d.dq_stride, rows);
+  row_pointers(g, tile, d.dq.sums, rows);
   alignas(64) float scale[kTileRows];
   for (size_t i = 0; i < kTileRows; ++i) scale[i] = score_scale(g, tile, i);
   for (size_t v = 0; v < tile.vectors; ++v) {
     const size_t lane = v * V::kWidth, lanes = live_lanes(tile, v);
     if (first) {
-      lanes_to_rows<false>(at.dq_lanes + lane, kTileRows, scale + lane, g.head_dim, rows + lane, lanes);
+      write_lanes<false>(at.dq_lanes + lane, kTileRows, scale + lane, g.head_dim, rows + lane, lanes);
     } else {
-      lanes_to_rows<true>(at.dq_lanes + lane, kTileRows, scale + lane, g.head_dim, rows + lane, lanes);
+      write_lanes<true>(at.dq_lanes + lane, kTileRows, scale + lane, g.head_dim, rows + lane, lanes);
     }
   }
 }
 
-// out[key] (+)= sums[key].
-inline void write_keys(const float* sums, size_t head_dim, size_t keys, float* out, size_t out_stride, bool first) {
-  for (size_t key = 0; key < keys; ++key, sums += padded(head_dim), out += out_stride) {
+// to[key] (+)= sums[key].
+inline void write_keys(const float* sums, size_t head_dim, size_t key_begin, size_t key_end, const Rows& to, bool first) {
+  for (size_t key = key_begin; key < key_end; ++key, sums += padded(head_dim)) {
+    float* const out = floats_of(to, key);
     for (size_t i = 0; i < head_dim; i += V::kWidth) {
       const size_t n = smaller(V::kWidth, head_dim - i);
       const V::T sum = V::load(sums + i);
@@ -153,8 +155,8 @@ inline void write_keys(const float* sums, size_t head_dim, size_t keys, float* o
 void backward(const AttentionGroup& g, const AttentionGradients& d, const AttentionPair& pair, float* scratch) {
   const BackwardPanels at = backward_panels(g.head_dim, scratch);
   const size_t panel_end = round_up_to(pair.key_end, kKeyAlign);
-  copy_keys(g.k, g.k_stride, g.head_dim, pair.key_begin, panel_end, pair.key_end, at.k);
-  copy_keys(g.v, g.v_stride, g.head_dim, pair.key_begin, panel_end, pair.key_end, at.v);
+  copy_keys(g.k, g.head_dim, pair.key_begin, panel_end, pair.key_end, at.k);
+  copy_keys(g.v, g.head_dim, pair.key_begin, panel_end, pair.key_end, at.v);
   zero_row(at.dk, (panel_end - pair.key_begin) * padded(g.head_dim));
   zero_row(at.dv, (panel_end - pair.key_begin) * padded(g.head_dim));
 
@@ -170,9 +172,8 @@ void backward(const AttentionGroup& g, const AttentionGradients& d, const Attent
     }
     write_queries(g, d, tile, at, pair.first_of_queries);
   }
-  const size_t keys = pair.key_end - pair.key_begin;
-  write_keys(at.dk, g.head_dim, keys, d.dk + pair.key_begin * d.dk_stride, d.dk_stride, pair.first_of_keys);
-  write_keys(at.dv, g.head_dim, keys, d.dv + pair.key_begin * d.dv_stride, d.dv_stride, pair.first_of_keys);
+  write_keys(at.dk, g.head_dim, pair.key_begin, pair.key_end, d.dk.sums, pair.first_of_keys);
+  write_keys(at.dv, g.head_dim, pair.key_begin, pair.key_end, d.dv.sums, pair.first_of_keys);
 }
 
 }  // namespace

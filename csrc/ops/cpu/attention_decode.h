@@ -20,9 +20,9 @@ LR_INLINE void prefetch_row(const float* row, size_t length) {
 inline void decode_scores(const AttentionGroup& g, const float* q, size_t begin, size_t end, float* scores) {
   const size_t length = padded(g.head_dim), whole = g.head_dim / V::kWidth * V::kWidth, tail = g.head_dim - whole;
   for (size_t key = begin; key < end; ++key) {
-    const float* k = g.k + key * g.k_stride;
-    if (key + kPrefetchKeys < g.kv_len) prefetch_row(k + kPrefetchKeys * g.k_stride, g.head_dim);
-    prefetch_row(g.v + key * g.v_stride, g.head_dim);
+    const float* k = floats_of(g.k, key);
+    if (key + kPrefetchKeys < g.kv_len) prefetch_row(k + kPrefetchKeys * g.k.stride, g.head_dim);
+    prefetch_row(floats_of(g.v, key), g.head_dim);
     for (size_t head = 0; head < g.group; ++head) {
       const float* query = q + head * length;
       V::T sum0 = V::zero(), sum1 = V::zero();
@@ -61,7 +61,7 @@ LR_INLINE float decode_softmax(float* scores, float* maximum, float* sum) {
 // o[d] = o[d] · decay + Σ_key p[key] · v[key][d].
 inline void decode_values(const AttentionGroup& g, const float* p, size_t begin, size_t end, float decay, float* o) {
   constexpr size_t kWide = 4 * V::kWidth;
-  const float* const v = g.v + begin * g.v_stride;
+  const float* const v = floats_of(g.v, begin);
   const size_t keys = end - begin;
   size_t d = 0;
   for (; d + kWide <= g.head_dim; d += kWide) {
@@ -71,7 +71,7 @@ inline void decode_values(const AttentionGroup& g, const float* p, size_t begin,
     for (size_t j = 0; j < keys; ++j) {
       const V::T weight = V::set(p[j]);
 #pragma GCC unroll 4
-      for (size_t i = 0; i < 4; ++i) sum[i] = V::fma(weight, V::load(v + j * g.v_stride + d + i * V::kWidth), sum[i]);
+      for (size_t i = 0; i < 4; ++i) sum[i] = V::fma(weight, V::load(v + j * g.v.stride + d + i * V::kWidth), sum[i]);
     }
 #pragma GCC unroll 4
     for (size_t i = 0; i < 4; ++i) V::store(o + d + i * V::kWidth, sum[i]);
@@ -79,7 +79,7 @@ inline void decode_values(const AttentionGroup& g, const float* p, size_t begin,
   for (; d < g.head_dim; d += V::kWidth) {
     const size_t n = smaller(V::kWidth, g.head_dim - d);
     V::T sum = V::mul(V::load_n(o + d, n), V::set(decay));
-    for (size_t j = 0; j < keys; ++j) sum = V::fma(V::set(p[j]), V::load_n(v + j * g.v_stride + d, n), sum);
+    for (size_t j = 0; j < keys; ++j) sum = V::fma(V::set(p[j]), V::load_n(v + j * g.v.stride + d, n), sum);
     V::store_n(o + d, sum, n);
   }
 }
@@ -89,7 +89,7 @@ void decode(const AttentionGroup& g, size_t key_begin, size_t key_end, float* pa
   float* const q = scratch;
   float* const scores = q + g.group * length;
   for (size_t head = 0; head < g.group; ++head) {
-    copy_row(g.q + head * g.head_dim, g.head_dim, g.scale * kLog2E, q + head * length, length);
+    copy_row(floats_of(g.q, 0) + head * g.head_dim, g.head_dim, g.scale * kLog2E, q + head * length, length);
     float* out = partial + head * result;
     for (size_t d = 0; d < g.head_dim; ++d) out[d] = 0;
     out[g.head_dim] = kMasked;

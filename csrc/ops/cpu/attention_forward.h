@@ -27,7 +27,7 @@ LR_INLINE V::T softmax_step(const AttentionGroup& g, ForwardState& state, size_t
   const size_t count = end - begin;
   V::T high0 = V::load(state.maximum + v * V::kWidth), high1 = high0;
   const V::T old = high0;
-  if (on_edge(g, state.tile, v, begin, end)) {
+  if (on_edge(g, state.tile, v, 1, begin, end)) {
     const V::T position = V::load(state.tile.position + v * V::kWidth);
     for (size_t j = 0; j < count; ++j) {
       float* s = first + j * kTileRows;
@@ -62,7 +62,7 @@ inline void forward_step(const AttentionGroup& g, ForwardState& state, size_t be
   const size_t stride = key_stride(g.head_dim);
   for_each_segment(tile, begin, end, [&](size_t vector, size_t from, size_t to) {
     const size_t lane = vector * V::kWidth;
-    product<Order::kRows, Update::kSet>({to - from, tile.vectors - vector, g.head_dim, k + (from - begin) * stride, stride,
+    product<Numbers, Order::kRows, Update::kSet>({to - from, tile.vectors - vector, g.head_dim, k + (from - begin) * stride, stride,
                                          state.q + lane, kTileRows, scores + (from - begin) * kTileRows + lane, kTileRows});
   });
   alignas(64) float decay[kTileRows];
@@ -76,9 +76,9 @@ inline void forward_step(const AttentionGroup& g, ForwardState& state, size_t be
     const Product p{round_up_to(g.head_dim, kProductRows), tile.vectors - vector, to - from, v + (from - begin) * stride, stride,
                     scores + (from - begin) * kTileRows + lane, kTileRows, state.o + lane, kTileRows, decay + lane};
     if (first) {
-      product<Order::kColumns, Update::kDecay>(p);
+      product<Numbers, Order::kColumns, Update::kDecay>(p);
     } else {
-      product<Order::kColumns, Update::kAdd>(p);
+      product<Numbers, Order::kColumns, Update::kAdd>(p);
     }
     first = false;
   });
@@ -86,7 +86,7 @@ inline void forward_step(const AttentionGroup& g, ForwardState& state, size_t be
 
 inline void start_tile(const AttentionGroup& g, ForwardState& state) {
   const float* rows[kTileRows];
-  row_pointers(g, state.tile, g.q, g.q_stride, rows);
+  row_pointers(g, state.tile, g.q, rows);
   for (size_t v = 0; v < state.tile.vectors; ++v) {
     rows_to_lanes(rows + v * V::kWidth, g.head_dim, g.scale * kLog2E, state.q + v * V::kWidth, kTileRows);
     V::store(state.maximum + v * V::kWidth, V::set(kMasked));
@@ -95,21 +95,25 @@ inline void start_tile(const AttentionGroup& g, ForwardState& state) {
   zero_row(state.o, padded(g.head_dim) * kTileRows);
 }
 
+// lse = ln(sum · 2^maximum) of each row.
+inline void write_log_sums(const AttentionGroup& g, const Tile& tile, const float* maximum, const float* sum, float* lse) {
+  for (size_t i = 0; i < tile.rows; ++i) {
+    const size_t row = tile.first_row + i;
+    lse[row / g.group * g.lse_stride + row % g.group] = (maximum[i] + __builtin_log2f(sum[i])) * kLn2;
+  }
+}
+
 inline void finish_tile(const AttentionGroup& g, const AttentionOut& out, ForwardState& state) {
   const Tile& tile = state.tile;
   float* rows[kTileRows];
-  row_pointers(g, tile, out.o, out.o_stride, rows);
+  row_pointers(g, tile, out.o, rows);
   alignas(64) float inverse[kTileRows];
   for (size_t v = 0; v < tile.vectors; ++v) {
     V::store(inverse + v * V::kWidth, V::div(V::set(1.0f), V::load(state.sum + v * V::kWidth)));
-    lanes_to_rows<false>(state.o + v * V::kWidth, kTileRows, inverse + v * V::kWidth, g.head_dim, rows + v * V::kWidth,
-                         live_lanes(tile, v));
+    write_lanes<false>(state.o + v * V::kWidth, kTileRows, inverse + v * V::kWidth, g.head_dim, rows + v * V::kWidth,
+                       live_lanes(tile, v));
   }
-  if (out.lse == nullptr) return;
-  for (size_t i = 0; i < tile.rows; ++i) {
-    const size_t row = tile.first_row + i;
-    out.lse[row / g.group * g.lse_stride + row % g.group] = (state.maximum[i] + __builtin_log2f(state.sum[i])) * kLn2;
-  }
+  if (out.lse != nullptr) write_log_sums(g, tile, state.maximum, state.sum, out.lse);
 }
 
 void forward(const AttentionGroup& g, const AttentionOut& out, size_t row_begin, size_t row_end, float* scratch) {
@@ -132,8 +136,8 @@ void forward(const AttentionGroup& g, const AttentionOut& out, size_t row_begin,
   }
   for (size_t begin = key_begin; begin < key_end; begin += kKeyBlock) {
     const size_t end = smaller(key_end, begin + kKeyBlock);
-    copy_keys(g.k, g.k_stride, g.head_dim, begin, end, g.kv_len, k);
-    copy_keys(g.v, g.v_stride, g.head_dim, begin, end, g.kv_len, v);
+    copy_keys(g.k, g.head_dim, begin, end, g.kv_len, k);
+    copy_keys(g.v, g.head_dim, begin, end, g.kv_len, v);
     for (size_t i = 0; i < tiles; ++i) {
       ForwardState& state = states[i];
       if (end > state.tile.key_begin) forward_step(g, state, begin, end, k, v, scores);

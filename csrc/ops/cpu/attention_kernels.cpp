@@ -1,28 +1,41 @@
 #include "ops/cpu/attention_kernels.h"
 
 #include "ops/cpu/attention_backward.h"
+#include "ops/cpu/attention_backward_bf16.h"
 #include "ops/cpu/attention_decode.h"
 #include "ops/cpu/attention_forward.h"
+#include "ops/cpu/attention_forward_bf16.h"
 
 namespace lowrank::LR_ISA {
 namespace {
 
-size_t scratch_floats(size_t head_dim, size_t group) {
-  return larger(decode_scratch(head_dim, group), larger(forward_scratch(head_dim), backward_scratch(head_dim)));
+size_t scratch_floats(size_t head_dim) { return larger(forward_scratch(head_dim), backward_scratch(head_dim)); }
+
+template <class A, class B>
+LR_INLINE float dot_of(const A* a, const B* b, size_t length) {
+  V::T sum = V::zero();
+  for (size_t d = 0; d < length; d += V::kWidth) {
+    const size_t n = smaller(V::kWidth, length - d);
+    sum = V::fma(load_n(a + d, n), load_n(b + d, n), sum);
+  }
+  return V::sum(sum);
 }
 
-void head_dots(const float* a, size_t a_stride, const float* b, size_t b_stride, size_t tokens, size_t heads, size_t head_dim,
-               size_t out_stride, float* out) {
+template <class A, class B>
+LR_INLINE void dots(const ConstRows& a, const ConstRows& b, size_t tokens, size_t heads, size_t head_dim, size_t out_stride, float* out) {
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t h = 0; h < heads; ++h) {
-      const float *x = a + t * a_stride + h * head_dim, *y = b + t * b_stride + h * head_dim;
-      V::T sum = V::zero();
-      size_t d = 0;
-      for (; d + V::kWidth <= head_dim; d += V::kWidth) sum = V::fma(V::load(x + d), V::load(y + d), sum);
-      if (d < head_dim) sum = V::fma(V::load_n(x + d, head_dim - d), V::load_n(y + d, head_dim - d), sum);
-      out[t * out_stride + h] = V::sum(sum);
+      const size_t column = h * head_dim;
+      out[t * out_stride + h] = dot_of((const A*)a.at(t, column).data, (const B*)b.at(t, column).data, head_dim);
     }
   }
+}
+
+void head_dots(const ConstRows& a, const ConstRows& b, size_t tokens, size_t heads, size_t head_dim, size_t out_stride, float* out) {
+  if (a.bf16() && b.bf16()) return dots<uint16_t, uint16_t>(a, b, tokens, heads, head_dim, out_stride, out);
+  if (a.bf16()) return dots<uint16_t, float>(a, b, tokens, heads, head_dim, out_stride, out);
+  if (b.bf16()) return dots<float, uint16_t>(a, b, tokens, heads, head_dim, out_stride, out);
+  dots<float, float>(a, b, tokens, heads, head_dim, out_stride, out);
 }
 
 // Bound by memory: each element is read and written once.
@@ -49,9 +62,17 @@ void rope_row(void* x, bool bf16, size_t heads, size_t head_dim, size_t rotary_d
   }
 }
 
+#if defined(__AVX512BF16__)
+size_t pair_scratch_floats(size_t head_dim) { return larger(pair_forward_scratch(head_dim), pair_backward_scratch(head_dim)); }
+constexpr AttentionProducts kPairProducts = {pair_scratch_floats, pair_forward, pair_backward};
+constexpr const AttentionProducts* kBf16Products = &kPairProducts;
+#else
+constexpr const AttentionProducts* kBf16Products = nullptr;
+#endif
+
 }  // namespace
 
 extern const AttentionKernels kAttentionKernels;
-const AttentionKernels kAttentionKernels = {scratch_floats, forward, backward, decode, head_dots, rope_row};
+const AttentionKernels kAttentionKernels = {{scratch_floats, forward, backward}, kBf16Products, decode_scratch, decode, head_dots, rope_row};
 
 }  // namespace lowrank::LR_ISA

@@ -10,8 +10,7 @@
 namespace lowrank::LR_ISA {
 namespace {
 
-constexpr size_t kTileVectors = kProductVectors;
-constexpr size_t kTileRows = kTileVectors * V::kWidth;
+constexpr size_t kTileRows = kProductVectors * V::kWidth;
 constexpr size_t kKeyBlock = 64;     // keys a step: their scores for a tile stay in L1
 constexpr size_t kKeyAlign = 16;     // key bounds are rounded to so many; a multiple of kProductRows
 constexpr float kMasked = -1e30f;    // finite, so that no inf - inf arises
@@ -23,6 +22,9 @@ static_assert(kAttentionChunk % kKeyBlock == 0 && kKeyAlign % V::kWidth == 0);
 LR_INLINE size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 LR_INLINE size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 LR_INLINE size_t round_up_to(size_t a, size_t multiple) { return (a + multiple - 1) / multiple * multiple; }
+
+LR_INLINE const float* floats_of(const ConstRows& x, size_t row) { return static_cast<const float*>(x.data) + row * x.stride; }
+LR_INLINE float* floats_of(const Rows& x, size_t row) { return static_cast<float*>(x.data) + row * x.stride; }
 
 // Row length of panels whose rows are multiplied as vectors or as rows of A.
 LR_INLINE size_t padded(size_t head_dim) { return round_up_to(head_dim, kKeyAlign); }
@@ -43,22 +45,26 @@ LR_INLINE V::T exp2_of(V::T x) {
   return V::scale2(p, n);
 }
 
-// Up to kTileRows consecutive rows. Lanes past the last row repeat it, so that their scores are as tame; their results go nowhere.
-struct Tile {
+// Up to kRows consecutive rows. Lanes past the last row repeat it, so that their scores are as tame; their results go nowhere.
+template <size_t kVectors>
+struct TileOf {
+  static constexpr size_t kRows = kVectors * V::kWidth;
   size_t first_row, rows, vectors;
   size_t key_begin, key_end;        // keys that any of its rows sees, multiples of kKeyAlign (the end may pass kv_len)
-  size_t end[kTileVectors];         // of each vector's keys, likewise; ascending
-  alignas(64) float position[kTileRows];
+  size_t end[kVectors];             // of each vector's keys, likewise; ascending
+  alignas(64) float position[kRows];
 };
+using Tile = TileOf<kProductVectors>;
 
 LR_INLINE size_t position_of(const AttentionGroup& g, size_t row) { return g.kv_len - g.q_len + row / g.group; }
 
-LR_INLINE Tile make_tile(const AttentionGroup& g, size_t first_row, size_t row_end) {
-  Tile tile;
+template <size_t kVectors = kProductVectors>
+LR_INLINE TileOf<kVectors> make_tile(const AttentionGroup& g, size_t first_row, size_t row_end) {
+  TileOf<kVectors> tile;
   tile.first_row = first_row;
-  tile.rows = smaller(kTileRows, row_end - first_row);
+  tile.rows = smaller(tile.kRows, row_end - first_row);
   tile.vectors = (tile.rows + V::kWidth - 1) / V::kWidth;
-  for (size_t i = 0; i < kTileRows; ++i) {
+  for (size_t i = 0; i < tile.kRows; ++i) {
     tile.position[i] = static_cast<float>(position_of(g, first_row + smaller(i, tile.rows - 1)));
   }
   for (size_t v = 0; v < tile.vectors; ++v) {
@@ -72,8 +78,8 @@ LR_INLINE Tile make_tile(const AttentionGroup& g, size_t first_row, size_t row_e
 }
 
 // body(vector, from, to): the keys of [begin, end) that vectors `vector` to the last see and earlier ones do not.
-template <class Body>
-LR_INLINE void for_each_segment(const Tile& tile, size_t begin, size_t end, const Body& body) {
+template <size_t kVectors, class Body>
+LR_INLINE void for_each_segment(const TileOf<kVectors>& tile, size_t begin, size_t end, const Body& body) {
   for (size_t v = 0; v < tile.vectors && begin < end; ++v) {
     const size_t to = smaller(end, tile.end[v]);
     if (begin >= to) continue;
@@ -82,11 +88,11 @@ LR_INLINE void for_each_segment(const Tile& tile, size_t begin, size_t end, cons
   }
 }
 
-// Whether some row of vector v does not see some key of [begin, end).
-LR_INLINE bool on_edge(const AttentionGroup& g, const Tile& tile, size_t v, size_t begin, size_t end) {
-  const float* position = tile.position + v * V::kWidth;
-  return static_cast<float>(end) > position[0] + 1 ||
-         (g.window > 0 && static_cast<float>(begin + g.window) <= position[V::kWidth - 1]);
+// Whether some row of the vectors [v, v + count) does not see some key of [begin, end).
+template <size_t kVectors>
+LR_INLINE bool on_edge(const AttentionGroup& g, const TileOf<kVectors>& tile, size_t v, size_t count, size_t begin, size_t end) {
+  return static_cast<float>(end) > tile.position[v * V::kWidth] + 1 ||
+         (g.window > 0 && static_cast<float>(begin + g.window) <= tile.position[(v + count) * V::kWidth - 1]);
 }
 
 // 0 where the rows at `position` see `key`, else at most kMasked.
@@ -97,26 +103,38 @@ LR_INLINE V::T mask_of(V::T position, size_t key, size_t window) {
   return V::mul(distance, V::set(-kMasked));
 }
 
-// Pointers of the lanes' rows in a tensor whose head 0 of query 0 is at `base`.
-template <class T>
-LR_INLINE void row_pointers(const AttentionGroup& g, const Tile& tile, T* base, size_t stride, T** rows) {
+// Pointers of the lanes' rows in a tensor whose head 0 of query 0 is at `base`; strides in elements of T.
+template <class T, size_t kVectors>
+LR_INLINE void row_pointers(const AttentionGroup& g, const TileOf<kVectors>& tile, T* base, size_t stride, size_t head_stride, T** rows) {
   size_t query = tile.first_row / g.group, head = tile.first_row % g.group;
-  for (size_t i = 0; i < kTileRows; ++i) {
-    rows[i] = i < tile.rows ? base + query * stride + head * g.head_dim : rows[i - 1];
+  T* row = base;
+  for (size_t i = 0; i < tile.kRows; ++i) {
+    if (i < tile.rows) row = base + query * stride + head * head_stride;
+    rows[i] = row;
     if (++head == g.group) head = 0, ++query;
   }
 }
 
+LR_INLINE void row_pointers(const AttentionGroup& g, const Tile& tile, const ConstRows& x, const float** rows) {
+  row_pointers(g, tile, floats_of(x, 0), x.stride, g.head_dim, rows);
+}
+
+LR_INLINE void row_pointers(const AttentionGroup& g, const Tile& tile, const Rows& x, float** rows) {
+  row_pointers(g, tile, floats_of(x, 0), x.stride, g.head_dim, rows);
+}
+
 // out[lane] = scale · values[row] of per-row statistics [queries, heads].
-LR_INLINE void load_statistics(const AttentionGroup& g, const Tile& tile, const float* values, float scale, float* out) {
-  for (size_t i = 0; i < kTileRows; ++i) {
+template <size_t kVectors>
+LR_INLINE void load_statistics(const AttentionGroup& g, const TileOf<kVectors>& tile, const float* values, float scale, float* out) {
+  for (size_t i = 0; i < tile.kRows; ++i) {
     const size_t row = tile.first_row + smaller(i, tile.rows - 1);
     out[i] = scale * values[row / g.group * g.lse_stride + row % g.group];
   }
 }
 
 // How many lanes of a vector hold rows of their own.
-LR_INLINE size_t live_lanes(const Tile& tile, size_t v) { return smaller(V::kWidth, tile.rows - v * V::kWidth); }
+template <size_t kVectors>
+LR_INLINE size_t live_lanes(const TileOf<kVectors>& tile, size_t v) { return smaller(V::kWidth, tile.rows - v * V::kWidth); }
 
 // One row of `length`, times `scale`, with zeros up to `padded_length`.
 LR_INLINE void copy_row(const float* from, size_t length, float scale, float* to, size_t padded_length) {
@@ -135,11 +153,11 @@ LR_INLINE void zero_row(float* to, size_t length) {
 }
 
 // Rows [begin, end) of keys or values into a panel of key_stride; those past `available` are zeros.
-inline void copy_keys(const float* from, size_t from_stride, size_t head_dim, size_t begin, size_t end, size_t available, float* to) {
+inline void copy_keys(const ConstRows& from, size_t head_dim, size_t begin, size_t end, size_t available, float* to) {
   const size_t stride = key_stride(head_dim), length = padded(head_dim);
   for (size_t key = begin; key < end; ++key, to += stride) {
     if (key < available) {
-      copy_row(from + key * from_stride, head_dim, 1.0f, to, length);
+      copy_row(floats_of(from, key), head_dim, 1.0f, to, length);
     } else {
       zero_row(to, length);
     }

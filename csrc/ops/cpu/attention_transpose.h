@@ -87,9 +87,9 @@ inline void rows_to_lanes(const float* const* rows, size_t length, float scale, 
   }
 }
 
-// rows[lane][d] (+)= in[d * in_stride + lane] · scale[lane], for the first `lanes` lanes.
-template <bool kAdd>
-void lanes_to_rows(const float* in, size_t in_stride, const float* scale, size_t length, float* const* rows, size_t lanes) {
+// write(lane, d, n, x): x holds elements [d, d + n) of in[d * in_stride + lane] · scale[lane], for the first `lanes` lanes.
+template <class Write>
+LR_INLINE void lanes_to_rows(const float* in, size_t in_stride, const float* scale, size_t length, size_t lanes, const Write& write) {
   const V::T factor = V::load(scale);
   for (size_t d = 0; d < length; d += V::kWidth) {
     const size_t n = length - d < V::kWidth ? length - d : V::kWidth;
@@ -100,10 +100,17 @@ void lanes_to_rows(const float* in, size_t in_stride, const float* scale, size_t
 #pragma GCC unroll 16
     for (size_t i = 0; i < V::kWidth; ++i) {
       if (i >= lanes) break;
-      const V::T old = kAdd ? V::load_n(rows[i] + d, n) : V::zero();
-      V::store_n(rows[i] + d, kAdd ? V::add(old, block[i]) : block[i], n);
+      write(i, d, n, block[i]);
     }
   }
+}
+
+// rows[lane][d] (+)= in[d * in_stride + lane] · scale[lane], likewise.
+template <bool kAdd>
+void write_lanes(const float* in, size_t in_stride, const float* scale, size_t length, float* const* rows, size_t lanes) {
+  lanes_to_rows(in, in_stride, scale, length, lanes, [&](size_t lane, size_t d, size_t n, V::T x) __attribute__((always_inline)) {
+    V::store_n(rows[lane] + d, kAdd ? V::add(V::load_n(rows[lane] + d, n), x) : x, n);
+  });
 }
 
 }  // namespace
