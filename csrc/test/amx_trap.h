@@ -1,10 +1,11 @@
 // Runs AMX's tile instructions on machines that lack them, so that the kernels compiled for AMX are
-// tested as they ship: an unknown instruction raises SIGILL, whose handler decodes it, does its work
-// on tiles of the thread's own, and goes on behind it. x86-64 Linux only.
+// tested as they ship: an unknown instruction raises SIGILL, whose handler decodes it, does its
+// work on tiles of the thread's own, and goes on behind it. x86-64 Linux only.
 //
 // What real hardware refuses ends the program here too, with the reason: tiles used before they are
-// configured, a configuration that is not valid, operands whose shapes do not fit. Some microseconds
-// an instruction.      Intel Software Developer's Manual, volume 1 chapter 18 and volume 2
+// configured, a configuration that is not valid, operands whose shapes do not fit. Some
+// microseconds an instruction.      Intel Software Developer's Manual, volume 1 chapter 18 and
+// volume 2
 #pragma once
 
 #include "core/cpu_level.h"
@@ -108,8 +109,9 @@ inline const char* TileState::store(size_t tile, unsigned char* to, size_t strid
 }
 
 // sums[m][n] += Σ_k left[m][2k] · right[k][2n] + Σ_k left[m][2k + 1] · right[k][2n + 1], each sum a
-// chain of FMA from 0, over pairs of bf16 that are widened exactly. Under MXCSR's FTZ and DAZ, which
-// is how the instruction treats denormals. Never inlined, so that no arithmetic precedes their setting.
+// chain of FMA from 0, over pairs of bf16 that are widened exactly. Under MXCSR's FTZ and DAZ,
+// which is how the instruction treats denormals. Never inlined, so that no arithmetic precedes
+// their setting.
 __attribute__((noinline, target("avx512f"))) inline void add_products(
     float (*sums)[kPairsOfRow], const uint32_t (*left)[kPairsOfRow],
     const uint32_t (*right)[kPairsOfRow], size_t rows, size_t pairs) {
@@ -139,7 +141,7 @@ inline const char* TileState::multiply(size_t sums, size_t left, size_t right) {
   if (c.rows != a.rows || c.row_bytes != b.row_bytes || a.row_bytes / 4 != b.rows)
     return "a product's tiles do not fit one another";
   trapped_products.fetch_add(1, std::memory_order_relaxed);
-  _mm_setcsr(0x9fc0);  // FTZ and DAZ, exceptions masked; the interrupted code's comes back by itself
+  _mm_setcsr(0x9fc0);  // FTZ and DAZ; the interrupted code's mode comes back by itself
   add_products(reinterpret_cast<float(*)[kPairsOfRow]>(data[sums]),
                reinterpret_cast<const uint32_t(*)[kPairsOfRow]>(data[left]),
                reinterpret_cast<const uint32_t(*)[kPairsOfRow]>(data[right]), c.rows, b.rows);
@@ -168,7 +170,8 @@ inline bool decode(const unsigned char* code, const greg_t* registers, TileInstr
                                          REG_R12, REG_R13, REG_R14, REG_R15};
   constexpr uint8_t kVex3 = 0xc4, kMap0f38 = 2;
   if (code[0] != kVex3 || (code[1] & 31) != kMap0f38 || (code[2] & 0x84) != 0) return false;
-  if (code[3] != kConfigureOpcode && code[3] != kMoveOpcode && code[3] != kMultiplyOpcode) return false;
+  if (code[3] != kConfigureOpcode && code[3] != kMoveOpcode && code[3] != kMultiplyOpcode)
+    return false;
   const size_t r = code[1] & 0x80 ? 0 : 8, x = code[1] & 0x40 ? 0 : 8, b = code[1] & 0x20 ? 0 : 8;
   const uint8_t modrm = code[4], mod = modrm >> 6;
   *out = {};
@@ -217,7 +220,8 @@ inline const char* execute(const TileInstruction& i, TileState& tiles) {
     if (i.memory) return tiles.configure(i.address);
     return i.rm == 0 ? tiles.release() : kUnknown;
   }
-  if (i.opcode == kConfigureOpcode && i.prefix == kF2 && !i.memory && i.rm == 0) return tiles.zero(i.reg);
+  if (i.opcode == kConfigureOpcode && i.prefix == kF2 && !i.memory && i.rm == 0)
+    return tiles.zero(i.reg);
   if (i.opcode == kMoveOpcode && i.memory) {
     if (!i.indexed) return "a tile's address has no index";
     if (i.prefix == kF3) return tiles.store(i.reg, i.address, i.stride);
@@ -236,16 +240,15 @@ inline void on_unknown_instruction(int, siginfo_t*, void* context) {
   const char* refused = "not a tile instruction";
   // One tile instruction often follows another, and a signal costs more than what it does.
   TileInstruction instruction;
-  while (decode(reinterpret_cast<const unsigned char*>(registers[REG_RIP]), registers, &instruction)) {
+  const auto code = [&] { return reinterpret_cast<const unsigned char*>(registers[REG_RIP]); };
+  while (decode(code(), registers, &instruction)) {
     refused = execute(instruction, tiles_of_thread());
     if (refused != nullptr) break;
     registers[REG_RIP] += static_cast<greg_t>(instruction.length);
   }
   if (refused == nullptr) return;
-  constexpr char kIntroduction[] = "illegal instruction: ";
-  if (write(STDERR_FILENO, kIntroduction, sizeof kIntroduction - 1) < 0 ||
-      write(STDERR_FILENO, refused, std::strlen(refused)) < 0 || write(STDERR_FILENO, "\n", 1) < 0) {
-    // The signal says it too.
+  for (const char* text : {"illegal instruction: ", refused, "\n"}) {
+    if (write(STDERR_FILENO, text, std::strlen(text)) < 0) break;  // the signal says it too
   }
   signal(SIGILL, SIG_DFL);  // raised once more when the handler returns to the instruction
 }
@@ -253,8 +256,8 @@ inline void on_unknown_instruction(int, siginfo_t*, void* context) {
 // Threads whose tiles are configured at this moment.
 inline int threads_with_tiles() { return configured_threads.load(); }
 
-// Lets the level amx run here, if this machine has all that it needs but the tiles. False if it cannot,
-// or if it does by itself.
+// Lets the level amx run here, if this machine has all that it needs but the tiles. False if it
+// cannot, or if it does by itself.
 inline bool trap_tile_instructions() {
   if (available_levels().back() != CpuLevel::kAvx512Bf16) return false;
   struct sigaction action = {};

@@ -104,7 +104,9 @@ LR_TILES void test_product() {
   for (auto& row : c) {
     for (float& sum : row) sum = value();
   }
-  const auto flushed = [](float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; };
+  const auto flushed = [](float x) {
+    return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x;
+  };
   std::fill_n(got[0], kRows * 16, 77.0f);
   std::memcpy(want, got, sizeof want);
   for (size_t m = 0; m < kM; ++m) {

@@ -1,6 +1,6 @@
-// AMX's tile instructions: the only inline assembly among the kernels. The compiler's own wrappers will
-// not do: g++ 12's let it drop stores to what a tile is loaded from. Tiles are named by number and
-// are always whole, 16 rows of 64 bytes; ragged edges are zeros in memory.
+// AMX's tile instructions: the only inline assembly among the kernels. The compiler's own wrappers
+// will not do: g++ 12's let it drop stores to what a tile is loaded from. Tiles are named by number
+// and are always whole, 16 rows of 64 bytes; ragged edges are zeros in memory.
 //
 // The twin that runs these where the processor cannot: csrc/test/amx_trap.h.
 #pragma once
@@ -25,8 +25,8 @@ struct alignas(64) TileConfiguration {
 };
 static_assert(sizeof(TileConfiguration) == 64);
 
-// All eight tiles whole, in this thread, while it lives. A thread that keeps them longer pays 8 KiB at
-// each switch of context; coming and going takes well below a microsecond.
+// All eight tiles whole, in this thread, while it lives. A thread that keeps them longer pays 8 KiB
+// at each switch of context; coming and going takes well below a microsecond.
 class TileScope {
  public:
   __attribute__((always_inline)) TileScope() {
@@ -60,8 +60,8 @@ LR_INLINE void tile_store(void* rows, size_t stride) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(rows), "r"(stride), "i"(kTile) : "memory");
 }
 
-// kSums[m][n] += Σ_k kLeft[m][k] · kRight[k][n], 16 × 16 sums of fp32 over 32 k of bf16; kRight holds
-// pairs along k. 16 cycles. Denormals are zeros, whatever MXCSR says.
+// kSums[m][n] += Σ_k kLeft[m][k] · kRight[k][n], 16 × 16 sums of fp32 over 32 k of bf16; kRight
+// holds pairs along k. 16 cycles. Denormals are zeros, whatever MXCSR says.
 template <int kSums, int kLeft, int kRight>
 LR_INLINE void tile_multiply() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kLeft), "i"(kRight));

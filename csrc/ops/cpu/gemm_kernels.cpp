@@ -2,7 +2,11 @@
 // -DLR_ISA=<level>.
 #include "ops/cpu/gemm_kernels.h"
 
+#if defined(__AMX_BF16__)
+#include "ops/cpu/gemm_amx.h"
+#elif defined(__AVX512BF16__)
 #include "ops/cpu/gemm_bf16.h"
+#endif
 #include "ops/cpu/gemm_dot.h"
 #include "ops/cpu/gemm_micro.h"
 #include "ops/cpu/gemm_pack.h"
@@ -24,9 +28,9 @@ struct Typed {
   static void pack_pairs(const Matrix& b, bool transposed, size_t k_begin, size_t k, size_t n_begin,
                          size_t n, float* panels, size_t block_depth, size_t at) {
     if (transposed) {
-      pack_pairs_transposed<kType>(b, k_begin, k, n_begin, n, panels, block_depth, at);
+      pack_pairs_transposed<kType, kPairNr>(b, k_begin, k, n_begin, n, panels, block_depth, at);
     } else {
-      pack_pairs_straight<kType>(b, k_begin, k, n_begin, n, panels, block_depth, at);
+      pack_pairs_straight<kType, kPairNr>(b, k_begin, k, n_begin, n, panels, block_depth, at);
     }
   }
 #endif
@@ -103,13 +107,15 @@ void pack(const Matrix& b, bool transposed, size_t k_begin, size_t k, size_t n_b
 void pack_pairs(const Matrix& b, bool transposed, size_t k_begin, size_t k, size_t n_begin,
                 size_t n, float* panels, size_t block_depth, size_t at) {
   code_of(b.type).pack_pairs(b, transposed, k_begin, k, n_begin, n, panels, block_depth, at);
+  const size_t pairs = (k + 1) / 2, padded = (k + kPairUnit - 1) / kPairUnit * (kPairUnit / 2);
+  clear_pairs<kPairNr>(n, panels, block_depth, at + pairs, at + padded);
 }
 
-constexpr BlockKernels kPairKernels = {.mr = kMr,
-                                       .nr = kNr,
-                                       .max_k = kMaxPairK,
+constexpr BlockKernels kPairKernels = {.mr = kPairMr,
+                                       .nr = kPairNr,
+                                       .max_k = kPairMaxK,
                                        .k_step = 2,
-                                       .k_unit = 2,
+                                       .k_unit = kPairUnit,
                                        .pack = pack_pairs,
                                        .block = pair_block,
                                        .round = round_and_sum};
