@@ -68,6 +68,7 @@ std::vector<CpuLevel> available_levels() {
 
 bool bf16_is_fast(CpuLevel level) {
 #if defined(__x86_64__)
+  if (level == CpuLevel::kAmx) return true;
   if (level != CpuLevel::kAvx512Bf16) return false;
   uint32_t highest, vendor[3];
   if (!__get_cpuid(0, &highest, &vendor[0], &vendor[2], &vendor[1])) return false;

@@ -25,8 +25,8 @@ constexpr const char* level_name(CpuLevel level) {
 // The levels that this machine and operating system can run, worst first.
 std::vector<CpuLevel> available_levels();
 
-// Whether products of bf16 outrun fp32's at this level on this machine: where VDPBF16PS runs at full rate, twice that of
-// an FMA, as on AMD's cores. Intel's run it at half rate.
+// Whether products of bf16 outrun fp32's at this level on this machine: with AMX, and where VDPBF16PS runs at full rate,
+// twice that of an FMA, as on AMD's cores. Intel's run it at half rate.
 bool bf16_is_fast(CpuLevel level);
 
 // LOWRANK_ISA where set (kInvalidOption where it is unknown or cannot run here), else the best available.

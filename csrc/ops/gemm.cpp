@@ -18,8 +18,6 @@ namespace {
 // A packed block stays in L2 (1 MiB or more on the cores this is tuned for) beside the rows that
 // stream past it.
 constexpr size_t kBlockBytes = size_t{704} << 10;
-// Packing a weight costs about as much as this many rows of its product.
-constexpr size_t kPackRows = 12;
 // What beginning a chunk costs (its rows of A come anew from L3), in panels.
 constexpr double kChunkPanels = 0.5;
 // Work that is worth waking another thread: a few microseconds.
@@ -256,11 +254,11 @@ class Gemm {
     for (size_t pieces = 1; pieces <= 4 * threads_; pieces *= 2) {
       size_t rows = round_up(ceil_div(m_, pieces), blocks_.mr);
       if (transposed_c_) rows = std::min(rows, kTransposedRows);
-      if (pieces > 1 && rows < 2 * kPackRows) break;
+      if (pieces > 1 && rows < 2 * blocks_.pack_rows) break;
       const size_t row_chunks = ceil_div(m_, rows);
       for (size_t panels = 1; panels <= max_panels; ++panels) {
         const double chunks = static_cast<double>(column_chunks(panels));
-        const double rows_cost = static_cast<double>(rows + kPackRows);
+        const double rows_cost = static_cast<double>(rows + blocks_.pack_rows);
         const double total =
             (all_panels + kChunkPanels * chunks) * rows_cost * static_cast<double>(row_chunks);
         const double last = static_cast<double>(panels) * rows_cost * (threads - 1) / threads;

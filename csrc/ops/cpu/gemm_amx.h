@@ -22,6 +22,7 @@ constexpr size_t kPairMr = 2 * kTileRows, kPairNr = 2 * kTileColumns, kPairUnit 
 // pieces of 576, or 608 with LoRA's tail, stay there; with 768 a tenth of the speed or more is
 // lost.
 constexpr size_t kPairMaxK = 640;
+constexpr size_t kPairPackRows = 75;
 constexpr size_t kMaxUnits = kPairMaxK / kTileK;
 static_assert(kTileK == kPairWeights && kTileColumns == kW && kPairNr % kTileK == 0);
 

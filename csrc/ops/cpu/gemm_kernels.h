@@ -4,8 +4,9 @@
 //
 // A packed block holds B[k, n] as panels of `nr` columns, each stored [k][columns]; the last panel
 // is rounded up to whole vectors and zero-padded. Panel j begins at float j * nr * k, so a block
-// takes k * round_up(n, width) floats (of depths in place of k where an element holds a pair). Several terms of one sum may lie back to back along k in one
-// block: then C is touched once for all of them.
+// takes k * round_up(n, width) floats (of depths in place of k where an element holds a pair).
+// Several terms of one sum may lie back to back along k in one block: then C is touched once for
+// all of them.
 //
 //   S = H·Wᵀ over rows [v, v + n) of W:  pack(W, true, 0, K, v, n, …), then block({H, ldh, 1, K}, …)
 //   O += P·W over the same rows:         pack(W, false, v, n, 0, K, …), then block({P, ldp, 1, n}, …)
@@ -59,6 +60,7 @@ struct BlockKernels {
   // k in the lower half).
   size_t k_step;
   size_t k_unit;  // each segment's k is padded with zeros to a multiple of it
+  size_t pack_rows;  // packing a weight takes about as long as this many rows of its product
 
   // Elements that k takes in a column of a panel.
   size_t depth(size_t k) const { return (k + k_unit - 1) / k_unit * (k_unit / k_step); }

@@ -25,6 +25,7 @@ constexpr size_t kCacheLine = 64;
 
 // The longest k of a block, which bounds the strip of A that for_each_strip packs.
 constexpr size_t kMaxBlockK = 832;
+constexpr size_t kPackRows = 12;
 
 // Where a tile's sums go: the first `columns` columns.
 struct TileOutput {
