@@ -70,24 +70,26 @@ function loraCases(): OpCase[] {
   ];
 }
 
-function attentionCases(): OpCase[] {
+/** Activations are stored in the compute type; the gradients of q, k and v, which are summed up in pieces, in fp32. */
+function attentionCases(compute: NativeComputeType): OpCase[] {
   const { heads, kvHeads, headDim } = model;
+  const bytes = compute === 'bf16' ? 2 : 4;
   return [
     [4, 256],
     [1, 2048],
   ].flatMap(([sequences, tokens]) => {
     const pairs = (sequences! * tokens! * (tokens! + 1)) / 2;
-    const [q, kv] = [heads, kvHeads].map((count) => 4 * sequences! * tokens! * count * headDim) as [number, number];
+    const [q, kv] = [heads, kvHeads].map((count) => sequences! * tokens! * count * headDim) as [number, number];
     const sizes = { sequences, tokens, heads, kvHeads, headDim };
     const shape = `${sequences}x${tokens}, ${heads}/${kvHeads} heads of ${headDim}`;
     return [
-      { call: { op: 'attention', ...sizes }, shape, flops: 4 * pairs * heads * headDim, read: q + 2 * kv, written: q },
+      { call: { op: 'attention', ...sizes }, shape, flops: 4 * pairs * heads * headDim, read: bytes * (q + 2 * kv), written: bytes * q },
       {
         call: { op: 'attention backward', ...sizes },
         shape,
         flops: 10 * pairs * heads * headDim,
-        read: 3 * q + 2 * kv,
-        written: q + 2 * kv,
+        read: bytes * (3 * q + 2 * kv),
+        written: 4 * (q + 2 * kv),
       },
     ];
   });
@@ -161,11 +163,12 @@ export async function timeOps(machine: Machine, report: (result: OpResult) => vo
     };
   }
 
-  const products = [...gemmCases(), ...loraCases(), headCase()];
+  const computed: NativeComputeType[] = machine.peaks.bf16FlopsPerSecond ? ['f32', 'bf16'] : ['f32'];
   const cases: [OpCase, NativeComputeType][] = [
-    ...products.map((op): [OpCase, NativeComputeType] => [op, 'f32']),
-    ...(machine.peaks.bf16FlopsPerSecond ? products.map((op): [OpCase, NativeComputeType] => [op, 'bf16']) : []),
-    ...[...attentionCases(), ...elementwiseCases()].map((op): [OpCase, NativeComputeType] => [op, 'f32']),
+    ...computed.flatMap((compute) =>
+      [...gemmCases(), ...loraCases(), headCase(), ...attentionCases(compute)].map((op): [OpCase, NativeComputeType] => [op, compute]),
+    ),
+    ...elementwiseCases().map((op): [OpCase, NativeComputeType] => [op, 'f32']),
   ];
   const results: OpResult[] = [];
   for (const [op, compute] of cases) {

@@ -54,6 +54,7 @@ Napi::Value time_op(const Napi::CallbackInfo& info) {
   OpCase op_case;
   bool bf16 = false;
   if (!get_case(info, &op_case) || !get_bool(info[1], "bf16", &bf16)) return info.Env().Undefined();
+  if (bf16) op_case.rows = DType::kBF16;
   return promise_seconds(info.Env(), [=](double* seconds) {
     return time_case(op_case, bf16 ? ComputeType::kBf16 : ComputeType::kF32, seconds);
   });

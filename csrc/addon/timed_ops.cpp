@@ -34,6 +34,10 @@ float* Operands::random(size_t n) {
   return values;
 }
 
+Rows Operands::random_rows(DType type, size_t rows, size_t columns) {
+  return {weight(type, rows, columns), columns, type};
+}
+
 void* Operands::weight(DType type, size_t rows, size_t cols) {
   if (type == DType::kF32) return random(rows * cols);
   void* data = bytes(rows * row_bytes(type, cols));
@@ -99,13 +103,13 @@ TimedOp attention_op(const OpCase& c, Operands* operands, bool forward) {
   std::vector<AttentionSequence> sequences;
   for (size_t i = 0; i < c.sequences; ++i) sequences.push_back({i * c.tokens, c.tokens, i * c.tokens, c.tokens});
   const size_t rows = c.sequences * c.tokens, q_stride = c.heads * c.head_dim, kv_stride = c.kv_heads * c.head_dim;
-  const ConstRows q{operands->random(rows * q_stride), q_stride};
-  const ConstRows k{operands->random(rows * kv_stride), kv_stride}, v{operands->random(rows * kv_stride), kv_stride};
-  const Rows o{operands->zeros(rows * q_stride), q_stride};
+  const ConstRows q = operands->random_rows(c.rows, rows, q_stride);
+  const ConstRows k = operands->random_rows(c.rows, rows, kv_stride), v = operands->random_rows(c.rows, rows, kv_stride);
+  const Rows o = operands->random_rows(c.rows, rows, q_stride);
   float* lse = operands->zeros(rows * c.heads);
   const TimedOp forward_op = [=](Context& context) { return attention_forward(context, shape, sequences, q, k, v, o, lse); };
   if (forward) return forward_op;
-  const ConstRows d_o{operands->random(rows * q_stride), q_stride};
+  const ConstRows d_o = operands->random_rows(c.rows, rows, q_stride);
   const Rows dq{operands->zeros(rows * q_stride), q_stride};
   const Rows dk{operands->zeros(rows * kv_stride), kv_stride}, dv{operands->zeros(rows * kv_stride), kv_stride};
   float* scratch = operands->zeros(attention_backward_scratch(shape, rows) / sizeof(float));
@@ -113,7 +117,7 @@ TimedOp attention_op(const OpCase& c, Operands* operands, bool forward) {
   return [=, ready = std::make_shared<bool>(false)](Context& context) {
     if (!*ready) LR_RETURN_IF_ERROR(forward_op(context));
     *ready = true;
-    return attention_backward(context, shape, sequences, q, k, v, {o.data, o.stride}, lse, d_o, dq, dk, dv, scratch);
+    return attention_backward(context, shape, sequences, q, k, v, o, lse, d_o, dq, dk, dv, scratch);
   };
 }
 

@@ -8,6 +8,7 @@
 #include "core/buffer.h"
 #include "core/context.h"
 #include "core/dtype.h"
+#include "ops/rows.h"
 
 namespace lowrank::addon {
 
@@ -15,6 +16,7 @@ namespace lowrank::addon {
 struct OpCase {
   std::string op;
   DType weight = DType::kBF16;
+  DType rows = DType::kF32;  // attention: of activations, kF32 or kBF16
   size_t tokens = 0, in = 0, out = 0;
   size_t group = 1, rank = 0;                            // lora_linear: projections of one input, and their rank
   size_t sequences = 1, heads = 0, kv_heads = 0, head_dim = 0;
@@ -25,6 +27,8 @@ class Operands {
  public:
   float* zeros(size_t n) { return static_cast<float*>(bytes(n * sizeof(float))); }
   float* random(size_t n);
+  // Activations of kF32 or kBF16.
+  Rows random_rows(DType type, size_t rows, size_t columns);
   // Rows of a storage type. Of quantised ones all bits are zero: unpacking takes as long whatever they are.
   void* weight(DType type, size_t rows, size_t cols);
   const Status& status() const { return status_; }
