@@ -128,10 +128,24 @@ Status ThreadPool::reserve_scratch(size_t bytes) {
   return {};
 }
 
-void ThreadPool::run_chunks(size_t worker) {
-  const ChunkFunction& job = *job_;
-  const size_t chunks = chunks_;
-  for (size_t chunk; (chunk = next_.fetch_add(1, std::memory_order_relaxed)) < chunks;) job(chunk, worker);
+// Takes the next chunk of the region. Whoever comes late, even by a whole region, finds either nothing or a chunk of the present one:
+// the exchange that takes it also makes that region's job_ and chunks_ visible.
+bool ThreadPool::claim(size_t* chunk) {
+  size_t unclaimed = unclaimed_.load(std::memory_order_relaxed);
+  while (unclaimed > 0) {
+    if (unclaimed_.compare_exchange_weak(unclaimed, unclaimed - 1, std::memory_order_acquire,
+                                         std::memory_order_relaxed)) {
+      *chunk = chunks_ - unclaimed;
+      return true;
+    }
+  }
+  return false;
+}
+
+size_t ThreadPool::run_chunks(size_t worker) {
+  size_t count = 0;
+  for (size_t chunk; claim(&chunk); ++count) (*job_)(chunk, worker);
+  return count;
 }
 
 void ThreadPool::parallel(size_t chunks, ChunkFunction f) {
@@ -143,15 +157,14 @@ void ThreadPool::parallel(size_t chunks, ChunkFunction f) {
   }
   job_ = &f;
   chunks_ = chunks;
-  next_.store(0, std::memory_order_relaxed);
   finished_.store(0, std::memory_order_relaxed);
-  epoch_.fetch_add(1, std::memory_order_seq_cst);
+  unclaimed_.store(chunks, std::memory_order_seq_cst);
   if (parked_.load(std::memory_order_seq_cst) > 0) {
     { std::lock_guard lock(mutex_); }
     wake_.notify_all();
   }
-  run_chunks(0);
-  for (int spins = 0; finished_.load(std::memory_order_acquire) != workers_.size(); ++spins) {
+  const size_t others = chunks - run_chunks(0);
+  for (int spins = 0; finished_.load(std::memory_order_acquire) != others; ++spins) {
     if (spins < kPoliteSpins) {
       pause();
     } else {
@@ -162,24 +175,24 @@ void ThreadPool::parallel(size_t chunks, ChunkFunction f) {
 
 void ThreadPool::worker_loop(size_t worker) {
   const FlushDenormals flush;
-  unsigned seen = 0;
-  for (;;) {
-    int spins = 0;
-    while (epoch_.load(std::memory_order_acquire) == seen) {
-      if (stop_.load(std::memory_order_relaxed)) return;
-      if (++spins < kSpins) {
-        pause();
-        continue;
-      }
-      std::unique_lock lock(mutex_);
-      parked_.fetch_add(1, std::memory_order_seq_cst);
-      wake_.wait(lock, [&] { return epoch_.load(std::memory_order_seq_cst) != seen || stop_.load(); });
-      parked_.fetch_sub(1, std::memory_order_seq_cst);
+  for (int spins = 0; !stop_.load(std::memory_order_relaxed); ++spins) {
+    if (const size_t count = run_chunks(worker); count > 0) {
+      finished_.fetch_add(count, std::memory_order_release);
+      spins = 0;
+    } else if (spins < kSpins) {
+      pause();
+    } else {
+      park();
+      spins = 0;
     }
-    ++seen;
-    run_chunks(worker);
-    finished_.fetch_add(1, std::memory_order_release);
   }
+}
+
+void ThreadPool::park() {
+  std::unique_lock lock(mutex_);
+  parked_.fetch_add(1, std::memory_order_seq_cst);
+  wake_.wait(lock, [this] { return unclaimed_.load(std::memory_order_seq_cst) > 0 || stop_.load(); });
+  parked_.fetch_sub(1, std::memory_order_seq_cst);
 }
 
 }  // namespace lowrank

@@ -1,5 +1,7 @@
 // A fork/join pool. Chunks, not threads, define the order of every reduction, so a result has the same
 // bits for any number of threads: callers split work into chunks whose bounds do not depend on it.
+// A region waits for its chunks, not for the workers: one that has no core at the moment, because another
+// process has it, takes none, and the others do its share.
 #pragma once
 
 #include <atomic>
@@ -55,16 +57,19 @@ class ThreadPool {
 
  private:
   void worker_loop(size_t worker);
-  void run_chunks(size_t worker);
+  bool claim(size_t* chunk);
+  size_t run_chunks(size_t worker);
+  void park();
 
   std::vector<std::thread> workers_;
   std::vector<Buffer> scratch_;
+  // The present region: written by the caller between regions, read only by whoever holds one of its chunks, which keeps the region
+  // from ending.
   const ChunkFunction* job_ = nullptr;
   size_t chunks_ = 0;
-  alignas(128) std::atomic<size_t> next_{0};
-  alignas(128) std::atomic<unsigned> epoch_{0};
-  alignas(128) std::atomic<size_t> finished_{0};
+  alignas(128) std::atomic<size_t> unclaimed_{0};  // chunks that nobody has taken yet
   std::atomic<bool> stop_{false};
+  alignas(128) std::atomic<size_t> finished_{0};  // chunks that workers have run
   std::mutex mutex_;                  // guards parking only
   std::condition_variable wake_;
   std::atomic<size_t> parked_{0};
