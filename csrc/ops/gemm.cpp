@@ -27,7 +27,8 @@ constexpr size_t kDirectRows = 48;
 // Rows of a chunk whose C is transposed by way of a tile.
 constexpr size_t kTransposedRows = 64;
 static_assert(kGemmDecodingDotRows == kGemmMaxDotRows);
-// Least bytes of weight in a chunk of row-wise dot products.
+// Rows of a weight that row-wise dot products take together, and the least bytes of it in a chunk.
+constexpr size_t kDotUnit = 16;
 constexpr size_t kDotBytes = size_t{48} << 10;
 constexpr size_t kChunksPerThread = 4;
 
@@ -138,11 +139,7 @@ class Gemm {
     const double worth = 1 + flops / kForkFlops;
     threads_ = worth < static_cast<double>(context_.pool.threads()) ? static_cast<size_t>(worth)
                                                                     : context_.pool.threads();
-    if (only_dots()) {
-      run_dots();
-      return {};
-    }
-    return run_blocks();
+    return only_dots() ? run_dots() : run_blocks();
   }
 
  private:
@@ -160,27 +157,33 @@ class Gemm {
     });
   }
 
-  void run_dots() {
-    size_t columns = 0, bytes = 0;
+  Status run_dots() {
+    size_t columns = 0, bytes = 0, longest = 0;
     for (const GemmPart& part : parts_) {
       columns += part.n;
-      for (const GemmTerm& term : part.terms) bytes += part.n * term.b.stride;
+      for (const GemmTerm& term : part.terms) {
+        bytes += part.n * term.b.stride;
+        longest = std::max(longest, term.k);
+      }
     }
-    const size_t least = std::max<size_t>(1, kDotBytes * columns / std::max<size_t>(1, bytes));
-    const size_t size =
-        round_up(std::max(least, ceil_div(columns, kChunksPerThread * threads_)), 4);
-    for_chunks(ceil_div(columns, size), [&](size_t chunk, size_t) {
-      size_t begin = chunk * size, left = std::min(size, columns - begin);
+    LR_RETURN_IF_ERROR(context_.pool.reserve_scratch(gemm_dot_scratch(longest) * sizeof(float)));
+    // Rows of A beyond a few cost as much as reading the weight once more.
+    const size_t work = bytes * ceil_div(m_, 4), units = ceil_div(columns, kDotUnit);
+    const size_t chunks = std::clamp<size_t>(work / kDotBytes, 1, std::max<size_t>(1, std::min(units, kChunksPerThread * threads_)));
+    for_chunks(chunks, [&](size_t chunk, size_t worker) {
+      size_t begin = units * chunk / chunks * kDotUnit;
+      size_t left = std::min(columns, units * (chunk + 1) / chunks * kDotUnit) - begin;
       for (const GemmPart& part : parts_) {
         const size_t count = begin < part.n ? std::min(left, part.n - begin) : 0;
-        if (count > 0) dot_columns(part, begin, count);
+        if (count > 0) dot_columns(part, begin, count, context_.pool.scratch<float>(worker));
         left -= count;
         begin = begin < part.n ? 0 : begin - part.n;
       }
     });
+    return {};
   }
 
-  void dot_columns(const GemmPart& part, size_t begin, size_t count) const {
+  void dot_columns(const GemmPart& part, size_t begin, size_t count, float* scratch) const {
     const float* bias = part.bias == nullptr ? nullptr : part.bias + begin;
     float* c = static_cast<float*>(part.c) + begin;
     bool accumulate = part.add != nullptr;
@@ -190,7 +193,7 @@ class Gemm {
     }
     for (const GemmTerm& term : part.terms) {
       kernels_.dot(term.b, begin, count, static_cast<const float*>(term.a), term.a_row, m_, c,
-                   part.ldc, bias, accumulate);
+                   part.ldc, bias, accumulate, scratch);
       bias = nullptr;
       accumulate = true;
     }

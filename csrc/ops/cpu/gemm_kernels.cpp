@@ -37,8 +37,8 @@ struct Typed {
   static void unpack(const uint8_t* row, size_t c, size_t n, float* out) {
     unpack_range<kType>(row, c, n, out);
   }
-  static void dot(const DotArgs& args, size_t rows, size_t m) {
-    direct_dots<kType>(args, rows, m);
+  static void dot(const DotArgs& args, size_t rows, size_t m, float* scratch) {
+    dot_typed<kType>(args, rows, m, scratch);
   }
 };
 
@@ -134,12 +134,9 @@ void dequantize(const Matrix& w, size_t row_begin, size_t rows, size_t col_begin
 }
 
 void dot(const Matrix& w, size_t row_begin, size_t rows, const float* a, size_t lda, size_t m,
-         float* c, size_t ldc, const float* bias, bool accumulate) {
+         float* c, size_t ldc, const float* bias, bool accumulate, float* scratch) {
   const uint8_t* first = static_cast<const uint8_t*>(w.data) + row_begin * w.stride;
-  const DotArgs args{first, w.stride, w.cols, a, lda, c, ldc, bias, accumulate};
-  const TypeCode& code = code_of(w.type);
-  if (m <= kDirectDots) return code.dot(args, rows, m);
-  unpacked_dots(code.unpack, args, rows, m);
+  code_of(w.type).dot({first, w.stride, w.cols, a, lda, c, ldc, bias, accumulate}, rows, m, scratch);
 }
 
 }  // namespace

@@ -24,6 +24,7 @@ namespace lowrank {
 constexpr size_t kGemmMaxSegments = 64;
 // The most rows of A that `dot` takes.
 constexpr size_t kGemmMaxDotRows = 16;
+constexpr size_t gemm_dot_scratch(size_t k) { return kGemmMaxDotRows * ((k + 31) / 32 * 32); }
 
 // A[m, k] at element a[m * row + k * col], fp32 or bf16: the operand of `k` consecutive rows of a
 // packed block.
@@ -98,10 +99,10 @@ struct GemmKernels {
                      float* out, size_t out_stride);
 
   // c[i * ldc + n] (+)= Σ_k a[i * lda + k] · w[row_begin + n][k] + bias[n] for i < m <=
-  // kGemmMaxDotRows, n < rows, k < w.cols. Streams w once, unpacked in registers or L1: bound by
-  // memory.
+  // kGemmMaxDotRows, n < rows, k < w.cols. Streams w, unpacked in registers. `scratch` is 64-byte
+  // aligned and holds gemm_dot_scratch(w.cols) floats.
   void (*dot)(const Matrix& w, size_t row_begin, size_t rows, const float* a, size_t lda, size_t m,
-              float* c, size_t ldc, const float* bias, bool accumulate);
+              float* c, size_t ldc, const float* bias, bool accumulate, float* scratch);
 };
 
 }  // namespace lowrank

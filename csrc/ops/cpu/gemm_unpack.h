@@ -105,28 +105,6 @@ LR_INLINE Unit affine(U8x16 low, U8x16 high, float d_low, float d_high, float m_
   return u;
 }
 
-#if defined(__AVX512F__)
-// The half at p in all lanes.
-LR_INLINE V::T half_in_lanes(const uint8_t* p) {
-  uint16_t h;
-  memcpy(&h, p, sizeof h);
-  return _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<int16_t>(h)));
-}
-
-// 0 … 15, the values of a nibble.
-LR_INLINE V::T nibble_values() {
-  return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-}
-
-// A unit of nibbles whose 16 weights are `table`: half the instructions of widening each. A
-// permutation reads an index's low four bits only.
-LR_INLINE Unit looked_up(const uint8_t* nibbles, V::T table) {
-  const __m512i wide = _mm512_cvtepu8_epi32((__m128i)load_bytes(nibbles));
-  return {_mm512_permutexvar_ps(wide, table),
-          _mm512_permutexvar_ps(_mm512_srli_epi32(wide, 4), table)};
-}
-#endif
-
 // The non-linear 4-bit codes of IQ4_NL and IQ4_XS.
 alignas(16) constexpr int8_t kIq4Codes[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                               1,    13,   25,  38,  53,  69,  89,  113};
@@ -263,25 +241,15 @@ struct Source<DType::kQ8_0> {  // d f16, q i8[32]
 template <>
 struct Source<DType::kQ4_0> {  // d f16, nibbles[16]
   LR_INLINE Unit unit(const uint8_t* b, size_t) {
-#if defined(__AVX512F__)
-    return looked_up(
-        b + 2, V::mul(half_in_lanes(b), V::sub(nibble_values(), V::set(8.0f))));
-#else
     return scaled_nibbles<CentredCode>(load_bytes(b + 2), half_at(b));
-#endif
   }
 };
 
 template <>
 struct Source<DType::kQ4_1> {  // d f16, m f16, nibbles[16]
   LR_INLINE Unit unit(const uint8_t* b, size_t) {
-#if defined(__AVX512F__)
-    return looked_up(
-        b + 4, V::add(V::mul(half_in_lanes(b), nibble_values()), half_in_lanes(b + 2)));
-#else
     const Halves scale = halves_at(b);
     return affine_nibbles(load_bytes(b + 4), scale.first, scale.second);
-#endif
   }
 };
 
