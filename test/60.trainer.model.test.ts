@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setImmediate, setTimeout } from 'node:timers/promises';
 import { LowrankError } from '../lib/errors.ts';
 import { CausalLM } from '../lib/model/causal_lm.ts';
 import { getPeftModel, PeftModel } from '../lib/model/peft_model.ts';
@@ -201,6 +202,33 @@ describe('LoraTrainer on a small Llama', () => {
       JSON.stringify(plan),
     );
     assert.equal(trainer.model.activeAdapters[0], 'default');
+  });
+
+  it('stops reading rows when the adapter cannot be made, and answers with its error', async () => {
+    const unhandled: unknown[] = [];
+    const note = (reason: unknown) => unhandled.push(reason);
+    process.on('unhandledRejection', note);
+    try {
+      let read = 0;
+      const endless = async function* () {
+        for (; ; read++) {
+          yield { inputIds: [1, 2, 3] };
+          await setImmediate();
+        }
+      };
+      const change = { peftConfig: { r: 4, targetModules: ['nothing_here'] } };
+      const unread = new LoraTrainer(await options({ ...change, trainDataset: endless() }));
+      await assert.rejects(unread.train(), code('INVALID_OPTION', 'nothing_here'));
+      const before = read;
+      await setTimeout(20);
+      assert.equal(read, before);
+      // Both fail: the adapter's error is the answer, as rows are only for those that can be trained.
+      await assert.rejects(new LoraTrainer(await options({ ...change, trainDataset: [] })).train(), code('INVALID_OPTION', 'nothing_here'));
+      await setTimeout(20);
+      assert.deepEqual(unhandled, []);
+    } finally {
+      process.off('unhandledRejection', note);
+    }
   });
 
   it('validates when it is made, and says what is missing when it is used', async () => {
