@@ -91,14 +91,15 @@ void lay_out(Layout& layout, const DecoderConfig& c, const ModelPlan& plan, Mode
   w->d_stream = layout.floats(kScratch, t, c.hidden);
   w->d_stream_rounded =
       type == DType::kBF16 ? static_cast<uint16_t*>(layout.rows(kScratch, t, c.hidden, type).data) : nullptr;
-  w->d_normed = static_cast<float*>(layout.bytes(kScratch, std::max(head_bytes, t * row_bytes(DType::kF32, c.query_width()))));
-  w->d_ffn = rows_over(layout.bytes(kScratch, t * std::max(row_bytes(type, c.ffn), row_bytes(DType::kF32, c.qkv_width()))), c.ffn);
+  w->d_normed = static_cast<float*>(layout.bytes(kScratch, std::max(head_bytes, t * row_bytes(type, c.query_width()))));
+  w->d_ffn = layout.rows(kScratch, t, std::max(c.ffn, c.qkv_width()), type);
   w->d_head = w->d_normed;
   // A block's backward is done with the MLP's buffers before attention's, and with d_normed between the two.
   w->d_attention = rows_over(w->d_normed, c.query_width());
-  w->d_qkv = Rows{w->d_ffn.data, c.qkv_width()};
+  w->d_qkv = rows_over(w->d_ffn.data, c.qkv_width());
+  w->d_ffn.stride = c.ffn;
   const AttentionShape shape{c.heads, c.kv_heads, c.head_dim, 1.0f};
-  w->attention_scratch = layout.bytes(kScratch, attention_backward_scratch(shape, t));
+  w->attention_scratch = layout.bytes(kScratch, attention_backward_scratch(shape, t, t, type));
 }
 
 }  // namespace
