@@ -13,7 +13,7 @@ namespace {
 
 constexpr size_t kPairMr = kMr, kPairNr = kNr, kPairUnit = 2;
 constexpr size_t kPairMaxK = 1664;  // the longest k of a block
-constexpr size_t kPairPackRows = 12;
+constexpr size_t kPairPackRows = 24;
 // Pairs of a row of A over all segments, each of which may end with half a pair.
 constexpr size_t kStripPairs = kPairMaxK / 2 + kGemmMaxSegments;
 

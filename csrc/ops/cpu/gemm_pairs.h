@@ -55,6 +55,8 @@ LR_INLINE V::T pairs_across(const uint8_t* even, const uint8_t* odd, size_t c, s
   return as_floats(_mm512_permutexvar_epi16(_mm512_load_si512(kInterleave), halves));
 }
 
+constexpr size_t kRowsAhead = 192;  // weights fetched ahead along a row while it is packed
+
 // Columns [c, c + k) of kWidth rows of a scalar type; rows past `valid` become zeros.
 template <DType kType>
 LR_INLINE void transpose_pairs(const uint8_t* const rows[kW], size_t valid, size_t c, size_t k,
@@ -65,7 +67,10 @@ LR_INLINE void transpose_pairs(const uint8_t* const rows[kW], size_t valid, size
     V::T r[kW];
     if (n == kPairWeights && valid == kW) {
 #pragma GCC unroll 16
-      for (size_t i = 0; i < kW; ++i) r[i] = pairs_along<kType>(rows[i], c + p, kPairWeights);
+      for (size_t i = 0; i < kW; ++i) {
+        r[i] = pairs_along<kType>(rows[i], c + p, kPairWeights);
+        __builtin_prefetch(rows[i] + (c + p + kRowsAhead) * (kType == DType::kF32 ? 4 : 2));
+      }
     } else {
       for (size_t i = 0; i < kW; ++i)
         r[i] = i < valid ? pairs_along<kType>(rows[i], c + p, n) : V::zero();
