@@ -3,244 +3,22 @@
 // up to rounding).
 //   |error| <= 4e-6 of the largest value of the tensor: two products in a row, each good to 1e-6 of
 //   its sum of magnitudes.
+//   In bf16, on values that it holds exactly: 2^-7 of the element's sum of magnitudes. Between those
+//   values and the result lie up to four roundings, each by at most 2^-9: of dropped x or a weight
+//   of Q8_0, of s or ds, of the result.
 #include <cstring>
 #include <deque>
 
 #include "core/half.h"
-#include "core/philox.h"
-#include "ops/dequantize.h"
+#include "lora_linear_case.h"
 #include "ops/lora_linear.h"
-#include "reference.h"
 
 using namespace lowrank;
 using namespace lowrank::test;
 
 namespace {
 
-constexpr double kTolerance = 4e-6;
-
-struct Lora {
-  size_t r, projection;
-  std::vector<float> a, b, grad_a, grad_b;
-  float scale, dropout;
-  uint64_t module;
-  bool train_a, train_b;
-};
-
-struct Module {
-  size_t out, y_stride;
-  DType type;
-  std::vector<unsigned char> bytes;
-  std::vector<float> weight, bias, grad_weight, grad_bias, y, dy;  // weight: its exact values
-  bool has_bias, train_weight, train_bias;
-  std::vector<LoraAttachment> loras;
-};
-
-struct Case {
-  size_t tokens, in, x_stride, dx_stride;
-  uint64_t seed;
-  bool accumulate, accumulate_dx, has_dx;
-  std::vector<float> x, dx;
-  std::deque<Module> modules;
-  std::deque<Lora> loras;
-};
-
-// The values of a projection's weight as stored: fp32, bf16, or Q8_0 where a row is whole blocks.
-void store_weight(Random& random, Module& module, size_t in) {
-  const size_t n = module.out * in;
-  module.type = std::vector<DType>{DType::kF32, DType::kBF16,
-                                   in % 32 == 0 ? DType::kQ8_0 : DType::kF16}[random.below(3)];
-  module.bytes.resize(module.out * row_bytes(module.type, in));
-  module.weight.resize(n);
-  if (module.type == DType::kQ8_0) {
-    for (size_t block = 0; block < n / 32; ++block) {
-      unsigned char* bytes = module.bytes.data() + block * 34;
-      const uint16_t scale = f32_to_f16(0.01f);
-      std::memcpy(bytes, &scale, 2);
-      for (size_t i = 0; i < 32; ++i) {
-        bytes[2 + i] = static_cast<unsigned char>(random.next());
-        module.weight[block * 32 + i] =
-            f16_to_f32(scale) * static_cast<float>(static_cast<int8_t>(bytes[2 + i]));
-      }
-    }
-    return;
-  }
-  for (size_t i = 0; i < n; ++i) {
-    const float value = random.normal();
-    const uint16_t bf16 = f32_to_bf16(value), f16 = f32_to_f16(value);
-    if (module.type == DType::kF32) {
-      std::memcpy(module.bytes.data() + 4 * i, &value, 4);
-      module.weight[i] = value;
-    } else {
-      std::memcpy(module.bytes.data() + 2 * i, module.type == DType::kBF16 ? &bf16 : &f16, 2);
-      module.weight[i] = module.type == DType::kBF16 ? bf16_to_f32(bf16) : f16_to_f32(f16);
-    }
-  }
-}
-
-Case random_case(Random& random, bool dropout) {
-  constexpr size_t kTokens[] = {1, 2, 3, 4, 5, 8, 17, 31, 64, 130},
-                   kIn[] = {1, 3, 17, 32, 64, 96, 100, 576};
-  Case test;
-  test.tokens = kTokens[random.below(std::size(kTokens))];
-  test.in = kIn[random.below(std::size(kIn))];
-  test.x_stride = test.in + random.below(3);
-  test.dx_stride = test.in + random.below(3);
-  test.seed = random.next();
-  test.accumulate = random.coin();
-  test.accumulate_dx = random.coin();
-  test.has_dx = random.below(4) > 0;
-  test.x = random.normals(test.tokens * test.x_stride);
-  test.dx = random.normals(test.tokens * test.dx_stride);
-  const size_t projections = 1 + random.below(3);
-  for (size_t p = 0; p < projections; ++p) {
-    Module& module = test.modules.emplace_back();
-    module.out = std::vector<size_t>{1, 5, 16, 33, 70}[random.below(5)];
-    module.y_stride = module.out + random.below(3);
-    store_weight(random, module, test.in);
-    module.has_bias = random.coin();
-    module.train_weight = random.below(4) == 0;
-    module.train_bias = module.has_bias && random.coin();
-    module.bias = random.normals(module.out);
-    module.grad_weight = random.normals(module.out * test.in);
-    module.grad_bias = random.normals(module.out);
-    module.y = random.normals(test.tokens * module.y_stride);
-    module.dy = random.normals(test.tokens * module.y_stride);
-    for (size_t count = random.below(3); count > 0; --count) {
-      Lora& lora = test.loras.emplace_back();
-      lora.r = std::vector<size_t>{1, 3, 8, 16}[random.below(4)];
-      lora.projection = p;
-      lora.a = random.normals(lora.r * test.in);
-      lora.b = random.normals(module.out * lora.r);
-      lora.grad_a = random.normals(lora.a.size());
-      lora.grad_b = random.normals(lora.b.size());
-      lora.scale = 0.25f + static_cast<float>(random.uniform());
-      lora.dropout = dropout && random.below(3) > 0 ? 0.3f : 0;
-      lora.module = random.below(1000);
-      lora.train_a = random.below(4) > 0;
-      lora.train_b = random.below(4) > 0;
-    }
-  }
-  return test;
-}
-
-// What dropout.h says of element e: its factor, 0 or 1 / (1 - p).
-double keep(const Lora& lora, uint64_t seed, uint64_t e) {
-  if (lora.dropout == 0) return 1;
-  const auto words =
-      philox4x32({static_cast<uint32_t>(e / 8), static_cast<uint32_t>((e / 8) >> 32),
-                  static_cast<uint32_t>(lora.module), static_cast<uint32_t>(lora.module >> 32)},
-                 seed);
-  const uint32_t word = words[e % 8 / 2], u = e % 2 == 0 ? word & 0xffff : word >> 16;
-  return u >= static_cast<uint32_t>(std::lround(lora.dropout * 65536.0))
-             ? 1 / (1 - static_cast<double>(lora.dropout))
-             : 0;
-}
-
-using Doubles = std::vector<double>;
-Doubles doubles(const std::vector<float>& values) { return Doubles(values.begin(), values.end()); }
-
-// The tensors in double, so that finite differences mean something.
-struct Tensors {
-  Doubles x;
-  std::vector<Doubles> weight, bias, a, b;
-};
-
-Tensors tensors_of(const Case& test) {
-  Tensors t{doubles(test.x), {}, {}, {}, {}};
-  for (const Module& module : test.modules) {
-    t.weight.push_back(doubles(module.weight));
-    t.bias.push_back(module.has_bias ? doubles(module.bias) : Doubles(module.out, 0));
-  }
-  for (const Lora& lora : test.loras) {
-    t.a.push_back(doubles(lora.a));
-    t.b.push_back(doubles(lora.b));
-  }
-  return t;
-}
-
-// s[l]: [T, r]; y[p]: [T, out], without what was there before.
-void reference_forward(const Case& test, const Tensors& t, std::vector<Doubles>* s,
-                       std::vector<Doubles>* y) {
-  s->clear();
-  y->clear();
-  for (size_t l = 0; l < test.loras.size(); ++l) {
-    const Lora& lora = test.loras[l];
-    Doubles rows(test.tokens * lora.r, 0);
-    for (size_t i = 0; i < test.tokens; ++i) {
-      for (size_t r = 0; r < lora.r; ++r) {
-        for (size_t c = 0; c < test.in; ++c) {
-          rows[i * lora.r + r] += lora.scale * keep(lora, test.seed, i * test.in + c) *
-                                  t.x[i * test.x_stride + c] * t.a[l][r * test.in + c];
-        }
-      }
-    }
-    s->push_back(rows);
-  }
-  for (size_t p = 0; p < test.modules.size(); ++p) {
-    const Module& module = test.modules[p];
-    Doubles rows(test.tokens * module.out, 0);
-    for (size_t i = 0; i < test.tokens; ++i) {
-      for (size_t n = 0; n < module.out; ++n) {
-        double sum = t.bias[p][n];
-        for (size_t c = 0; c < test.in; ++c)
-          sum += t.x[i * test.x_stride + c] * t.weight[p][n * test.in + c];
-        for (size_t l = 0; l < test.loras.size(); ++l) {
-          const Lora& lora = test.loras[l];
-          if (lora.projection != p) continue;
-          for (size_t r = 0; r < lora.r; ++r)
-            sum += (*s)[l][i * lora.r + r] * t.b[l][n * lora.r + r];
-        }
-        rows[i * module.out + n] = sum;
-      }
-    }
-    y->push_back(rows);
-  }
-}
-
-// Gradients of Σ dy·y.
-Tensors reference_backward(const Case& test, const Tensors& t, const std::vector<Doubles>& s) {
-  Tensors g{Doubles(t.x.size(), 0), {}, {}, {}, {}};
-  for (size_t p = 0; p < test.modules.size(); ++p) {
-    const Module& module = test.modules[p];
-    Doubles weight(module.out * test.in, 0), bias(module.out, 0);
-    for (size_t i = 0; i < test.tokens; ++i) {
-      for (size_t n = 0; n < module.out; ++n) {
-        const double dy = module.dy[i * module.y_stride + n];
-        bias[n] += dy;
-        for (size_t c = 0; c < test.in; ++c) {
-          weight[n * test.in + c] += dy * t.x[i * test.x_stride + c];
-          g.x[i * test.x_stride + c] += dy * t.weight[p][n * test.in + c];
-        }
-      }
-    }
-    g.weight.push_back(weight);
-    g.bias.push_back(bias);
-  }
-  for (size_t l = 0; l < test.loras.size(); ++l) {
-    const Lora& lora = test.loras[l];
-    const Module& module = test.modules[lora.projection];
-    Doubles a(lora.a.size(), 0), b(lora.b.size(), 0);
-    for (size_t i = 0; i < test.tokens; ++i) {
-      for (size_t r = 0; r < lora.r; ++r) {
-        double ds = 0;
-        for (size_t n = 0; n < module.out; ++n) {
-          const double dy = module.dy[i * module.y_stride + n];
-          ds += lora.scale * dy * t.b[l][n * lora.r + r];
-          b[n * lora.r + r] += dy * s[l][i * lora.r + r];
-        }
-        for (size_t c = 0; c < test.in; ++c) {
-          const double factor = keep(lora, test.seed, i * test.in + c);
-          a[r * test.in + c] += ds * factor * t.x[i * test.x_stride + c];
-          g.x[i * test.x_stride + c] += ds * factor * t.a[l][r * test.in + c];
-        }
-      }
-    }
-    g.a.push_back(a);
-    g.b.push_back(b);
-  }
-  return g;
-}
+constexpr double kTolerance = 4e-6, kBf16Tolerance = 0x1p-7;
 
 double loss(const Case& test, const Tensors& t) {
   std::vector<Doubles> s, y;
@@ -309,6 +87,17 @@ struct Outputs {
   std::vector<float> dx, s, all;
 };
 
+// Rows as a case keeps them: the vector itself, or `halves`, which become its values in bf16.
+Rows rows_of(std::vector<float>& values, size_t stride, bool bf16, std::vector<uint16_t>& halves) {
+  if (!bf16) return {values.data(), stride};
+  for (float value : values) halves.push_back(f32_to_bf16(value));
+  return {halves.data(), stride, DType::kBF16};
+}
+
+void widen(const std::vector<uint16_t>& halves, std::vector<float>& values) {
+  for (size_t i = 0; i < halves.size(); ++i) values[i] = bf16_to_f32(halves[i]);
+}
+
 Status run_case(Context& context, const Case& test, Outputs* out) {
   out->modules = test.modules;
   out->loras = test.loras;
@@ -329,19 +118,28 @@ Status run_case(Context& context, const Case& test, Outputs* out) {
                      module.train_bias ? module.grad_bias.data() : nullptr});
   }
   out->s.assign(test.tokens * lora_rank_sum(group) + 1, 0);
-  const LinearArgs args{
-      test.tokens, test.in, {test.x.data(), test.x_stride}, group, out->s.data(), test.seed};
+  std::vector<float> x = test.x;
+  std::vector<uint16_t> x_halves, dx_halves;
+  const LinearArgs args{test.tokens,
+                        test.in,
+                        rows_of(x, test.x_stride, test.x_in_bf16, x_halves),
+                        group,
+                        out->s.data(),
+                        test.seed};
   std::vector<Rows> y;
   std::vector<ConstRows> dy, add;
+  std::deque<std::vector<uint16_t>> y_halves, dy_halves;
   for (Module& module : out->modules) {
-    y.push_back({module.y.data(), module.y_stride});
-    dy.push_back({module.dy.data(), module.y_stride});
-    if (test.accumulate) add.push_back(y.back());
+    y.push_back(rows_of(module.y, module.y_stride, test.y_in_bf16, y_halves.emplace_back()));
+    dy.push_back(rows_of(module.dy, module.y_stride, test.dy_in_bf16, dy_halves.emplace_back()));
+    if (test.accumulate) add.push_back({module.y.data(), module.y_stride});
   }
+  Rows dx = rows_of(out->dx, test.dx_stride, test.dx_in_bf16, dx_halves);
+  if (!test.has_dx) dx.data = nullptr;
   LR_RETURN_IF_ERROR(lora_linear_forward(context, args, y, add));
-  LR_RETURN_IF_ERROR(lora_linear_backward(
-      context, args, dy, {test.has_dx ? out->dx.data() : nullptr, test.dx_stride},
-      test.accumulate_dx));
+  LR_RETURN_IF_ERROR(lora_linear_backward(context, args, dy, dx, test.accumulate_dx));
+  for (size_t p = 0; p < out->modules.size(); ++p) widen(y_halves[p], out->modules[p].y);
+  widen(dx_halves, out->dx);
   const auto append = [&](const std::vector<float>& values) {
     out->all.insert(out->all.end(), values.begin(), values.end());
   };
@@ -358,39 +156,65 @@ Status run_case(Context& context, const Case& test, Outputs* out) {
   return {};
 }
 
-// before + change where trained, before otherwise.
-void check_grad(const std::vector<float>& got, const std::vector<float>& before,
-                const Doubles& change, bool trained, const std::string& what) {
-  Doubles want = doubles(before);
-  for (size_t i = 0; i < want.size() && trained; ++i) want[i] += change[i];
-  expect_all_near(got.data(), want, trained ? kTolerance : 0, what.c_str());
+// Compares with `want`, where `magnitude` is what tolerances in bf16 are relative to.
+void check(const Case& test, const std::vector<float>& got, const Doubles& want,
+           const Doubles& magnitude, const std::string& what) {
+  if (!test.bf16) {
+    expect_all_near(got.data(), want, kTolerance, what.c_str());
+    return;
+  }
+  Doubles tolerance;
+  for (double size : magnitude) tolerance.push_back(kBf16Tolerance * size);
+  expect_all_near(got.data(), want, tolerance, what.c_str());
 }
 
-void check_rows(const std::vector<float>& got, const std::vector<float>& before, size_t stride,
-                const Doubles& change, size_t change_stride, size_t tokens, size_t n,
-                bool accumulate, const std::string& what) {
-  Doubles want = doubles(before);  // what lies between rows must stay
-  for (size_t t = 0; t < tokens; ++t) {
-    for (size_t i = 0; i < n; ++i) {
-      want[t * stride + i] =
-          (accumulate ? want[t * stride + i] : 0) + change[t * change_stride + i];
+// before + change where trained, before otherwise.
+void check_grad(const Case& test, const std::vector<float>& got, const std::vector<float>& before,
+                const Doubles& change, const Doubles& change_magnitude, bool trained,
+                const std::string& what) {
+  if (!trained) {
+    expect(got == before, "%s is not trained", what.c_str());
+    return;
+  }
+  Doubles want = doubles(before), magnitude = change_magnitude;
+  for (size_t i = 0; i < want.size(); ++i) {
+    magnitude[i] += std::fabs(want[i]);
+    want[i] += change[i];
+  }
+  check(test, got, want, magnitude, what);
+}
+
+struct RowsOf {
+  size_t stride, change_stride, n;
+  bool accumulate;
+};
+
+void check_rows(const Case& test, const std::vector<float>& got, const std::vector<float>& before,
+                const Doubles& change, const Doubles& change_magnitude, const RowsOf& rows,
+                const std::string& what) {
+  // What lies between rows must stay.
+  Doubles want = doubles(before), magnitude(want.size(), 0);
+  for (size_t t = 0; t < test.tokens; ++t) {
+    for (size_t i = 0; i < rows.n; ++i) {
+      const size_t at = t * rows.stride + i, change_at = t * rows.change_stride + i;
+      const double was = rows.accumulate ? want[at] : 0;
+      want[at] = was + change[change_at];
+      magnitude[at] = std::fabs(was) + change_magnitude[change_at];
     }
   }
-  expect_all_near(got.data(), want, kTolerance, what.c_str());
+  check(test, got, want, magnitude, what);
 }
 
 void test_case(Context& context, const char* level, const Case& test) {
-  const Tensors t = tensors_of(test);
-  std::vector<Doubles> s, y;
-  reference_forward(test, t, &s, &y);
-  const Tensors g = reference_backward(test, t, s);
-  const std::string where = std::string("lora_linear ") + level +
+  const Reference want = reference_of(test), size = magnitudes_of(test);
+  const Tensors &g = want.gradients, &g_size = size.gradients;
+  const std::string where = std::string("lora_linear ") + level + (test.bf16 ? " bf16" : "") +
                             " T=" + std::to_string(test.tokens) + " in=" + std::to_string(test.in) +
                             ": ";
   std::vector<float> first;
   for (size_t threads : {1, 2, 3, 7}) {
     ThreadPool pool(threads);
-    Context with_threads{pool, context.kernels};
+    Context with_threads{pool, context.kernels, test.bf16 ? ComputeType::kBf16 : ComputeType::kF32};
     Outputs out;
     if (!expect_ok(run_case(with_threads, test, &out), where.c_str())) return;
     if (threads == 1) first = out.all;
@@ -399,19 +223,21 @@ void test_case(Context& context, const char* level, const Case& test) {
     if (threads != 1) continue;
     for (size_t p = 0; p < test.modules.size(); ++p) {
       const Module &was = test.modules[p], &now = out.modules[p];
-      check_rows(now.y, was.y, was.y_stride, y[p], was.out, test.tokens, was.out, test.accumulate,
-                 where + "y");
-      check_grad(now.grad_weight, was.grad_weight, g.weight[p], was.train_weight, where + "dW");
-      check_grad(now.grad_bias, was.grad_bias, g.bias[p], was.train_bias, where + "dbias");
+      check_rows(test, now.y, was.y, want.y[p], size.y[p],
+                 {was.y_stride, was.out, was.out, test.accumulate}, where + "y");
+      check_grad(test, now.grad_weight, was.grad_weight, g.weight[p], g_size.weight[p],
+                 was.train_weight, where + "dW");
+      check_grad(test, now.grad_bias, was.grad_bias, g.bias[p], g_size.bias[p], was.train_bias,
+                 where + "dbias");
     }
     for (size_t l = 0; l < test.loras.size(); ++l) {
       const Lora &was = test.loras[l], &now = out.loras[l];
-      check_grad(now.grad_a, was.grad_a, g.a[l], was.train_a, where + "dA");
-      check_grad(now.grad_b, was.grad_b, g.b[l], was.train_b, where + "dB");
+      check_grad(test, now.grad_a, was.grad_a, g.a[l], g_size.a[l], was.train_a, where + "dA");
+      check_grad(test, now.grad_b, was.grad_b, g.b[l], g_size.b[l], was.train_b, where + "dB");
     }
     if (test.has_dx) {
-      check_rows(out.dx, test.dx, test.dx_stride, g.x, test.x_stride, test.tokens, test.in,
-                 test.accumulate_dx, where + "dx");
+      check_rows(test, out.dx, test.dx, g.x, g_size.x,
+                 {test.dx_stride, test.x_stride, test.in, test.accumulate_dx}, where + "dx");
     } else {
       expect(out.dx == test.dx, "%sdx was not asked for", where.c_str());
     }
@@ -455,8 +281,11 @@ int main() {
   for (int round = 0; round < 5; ++round) test_reference(random);
   for_each_level(2, [&](Context& context, const char* level) {
     Random cases(test_seed() + 1);
-    for (int round = 0; round < 30; ++round)
-      test_case(context, level, random_case(cases, round % 2 == 1));
+    for (int round = 0; round < 30; ++round) {
+      const Case test = random_case(cases, round % 2 == 1);
+      test_case(context, level, test);
+      if (context.kernels.gemm.bf16 != nullptr) test_case(context, level, in_bf16(test, cases));
+    }
     test_errors(context);
   });
   return finish();
