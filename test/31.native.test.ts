@@ -8,6 +8,7 @@ const build = join(root, 'build', 'cmake');
 const programs = [
   'attention',
   'attention_bf16',
+  'bf16_rows',
   'dequantize',
   'elementwise',
   'gemm',
