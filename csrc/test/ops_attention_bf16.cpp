@@ -1,6 +1,7 @@
 // Attention with bf16 operands. Inputs hold bf16 values whichever type stores them, so the reference in double precision sees what the
 // kernels see, and tolerances count only what is rounded on the way: probabilities, gradients of scores, stored results. Where a query
-// sees one key everything is exact, and compared bit for bit with a host twin of VDPBF16PS.
+// sees one key everything is exact, and compared bit for bit with host twins of VDPBF16PS
+// and TDPBF16PS.
 #include <cstring>
 
 #include "core/half.h"
@@ -232,12 +233,19 @@ void test_unrounded(Random& random) {
   });
 }
 
-// acc = fma(even, even', fma(odd, odd', acc)), as VDPBF16PS does.
-float twin_of_score(const float* q, const float* k, size_t dim) {
+// acc = fma(even, even', fma(odd, odd', acc)), as VDPBF16PS does; or, as TDPBF16PS does, of every 32 d the even and the odd ones are summed
+// apart.
+float twin_of_score(const float* q, const float* k, size_t dim, bool tiles) {
   float sum = 0;
-  for (size_t d = 0; d < dim; d += 2) {
-    if (d + 1 < dim) sum = std::fma(q[d + 1], k[d + 1], sum);
-    sum = std::fma(q[d], k[d], sum);
+  for (size_t begin = 0; begin < dim; begin += 32) {
+    float even = 0, odd = 0;
+    for (size_t d = begin; d < std::min(dim, begin + 32); d += 2) {
+      float& lower = tiles ? even : sum;
+      float& upper = tiles ? odd : sum;
+      if (d + 1 < dim) upper = std::fma(q[d + 1], k[d + 1], upper);
+      lower = std::fma(q[d], k[d], lower);
+    }
+    if (tiles) sum += even + odd;
   }
   return sum;
 }
@@ -251,13 +259,14 @@ void test_twin(Random& random) {
       if (context.kernels.attention.bf16 == nullptr) return;
       Context computing{context.pool, context.kernels, ComputeType::kBf16};
       const Outputs got = run(computing, c, kActivationsBf16);
+      const bool tiles = context.kernels.level == CpuLevel::kAmx;
       const float factor = c.shape.scale * 1.44269504088896341f, ln2 = 0.693147180559945309f;
       for (const AttentionSequence& s : c.sequences) {
         for (size_t i = 0; i < s.q_len; ++i) {
           const size_t key = s.kv_begin + s.kv_len - s.q_len + i;
           for (size_t h = 0; h < 4; ++h) {
             const size_t row = (s.q_begin + i) * c.q_stride + h * dim, key_row = key * c.kv_stride + h / 2 * dim;
-            const float want = twin_of_score(&c.q[row], &c.k[key_row], dim) * factor * ln2;
+            const float want = twin_of_score(&c.q[row], &c.k[key_row], dim, tiles) * factor * ln2;
             const float lse = got.lse[(s.q_begin + i) * 4 + h];
             expect(lse == want, "%s dim %zu: lse %.9g instead of %.9g", level, dim, lse, want);
             for (size_t d = 0; d < dim; ++d) {

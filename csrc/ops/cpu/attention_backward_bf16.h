@@ -7,7 +7,7 @@
 #pragma once
 
 #include "ops/cpu/attention_backward.h"
-#include "ops/cpu/attention_pairs.h"
+#include "ops/cpu/attention_pair_products.h"
 
 #if defined(__AVX512BF16__)
 
@@ -22,13 +22,14 @@ constexpr size_t kGradientPairs = kGradientRows / 2;
 // Panels in scratch.
 struct PairBackwardPanels {
   float *k, *v;              // [kAttentionChunk][pair_key_stride]: pairs along head_dim
-  float* k_across;           // [kAttentionChunk / 2][padded]: pairs across keys
+  float* k_across;           // pairs across keys
   float *dk, *dv;            // [kAttentionChunk][padded]
-  float *q_lanes, *do_lanes; // [pairs of head_dim][kGradientRows]
+  float *q_lanes, *do_lanes; // [pair_rows][kGradientRows]
   float *q_rows, *do_rows;   // [kGradientPairs][padded]: pairs across rows
   float* dq_lanes;           // [padded][kGradientRows]
   float *p, *ds;             // [kKeyBlock][kGradientPairs]: pairs across rows
   float* ds_across;          // [kKeyBlock / 2][kGradientRows]: pairs across keys
+  float *scores, *d_scores;  // S and dP
 };
 
 // Calls take(panel, floats) for every panel.
@@ -36,13 +37,14 @@ template <class Take>
 LR_INLINE void for_each_backward_panel(size_t head_dim, PairBackwardPanels* at, const Take& take) {
   const size_t length = padded(head_dim), keys = kAttentionChunk * pair_key_stride(head_dim);
   take(at->k, keys), take(at->v, keys);
-  take(at->k_across, kAttentionChunk / 2 * length);
+  take(at->k_across, across_floats(head_dim, kAttentionChunk));
   take(at->dk, kAttentionChunk * length), take(at->dv, kAttentionChunk * length);
-  take(at->q_lanes, pairs_of(head_dim) * kGradientRows), take(at->do_lanes, pairs_of(head_dim) * kGradientRows);
+  take(at->q_lanes, pair_rows(head_dim) * kGradientRows), take(at->do_lanes, pair_rows(head_dim) * kGradientRows);
   take(at->q_rows, kGradientPairs * length), take(at->do_rows, kGradientPairs * length);
   take(at->dq_lanes, length * kGradientRows);
   take(at->p, kKeyBlock * kGradientPairs), take(at->ds, kKeyBlock * kGradientPairs);
   take(at->ds_across, kKeyBlock / 2 * kGradientRows);
+  take(at->scores, kScoreFloats), take(at->d_scores, kScoreFloats);
 }
 
 inline size_t pair_backward_scratch(size_t head_dim) {
@@ -76,13 +78,13 @@ inline void load_gradient_tile(const AttentionGroup& g, const AttentionGradients
   byte_pointers(g, tile, d.d_o, d_o);
   for (size_t v = 0; v < tile.vectors; ++v) {
     const size_t lane = v * V::kWidth;
-    pairs_to_lanes(q + lane, g.q.bf16(), g.head_dim, score_sign(g), at.q_lanes + lane, kGradientRows);
-    pairs_to_lanes(d_o + lane, d.d_o.bf16(), g.head_dim, 0, at.do_lanes + lane, kGradientRows);
+    pairs_to_lanes(q + lane, g.q.bf16(), g.head_dim, score_sign(g), pair_rows(g.head_dim), at.q_lanes + lane, kGradientRows);
+    pairs_to_lanes(d_o + lane, d.d_o.bf16(), g.head_dim, 0, pair_rows(g.head_dim), at.do_lanes + lane, kGradientRows);
   }
   const auto live = [&](const char* const* rows, size_t i) { return i < tile.rows ? rows[i] : nullptr; };
   for (size_t i = 0; i < tile.vectors * V::kWidth; i += 2) {
-    interleave_rows(live(q, i), live(q, i + 1), g.q.bf16(), g.head_dim, at.q_rows + i / 2 * length, length);
-    interleave_rows(live(d_o, i), live(d_o, i + 1), d.d_o.bf16(), g.head_dim, at.do_rows + i / 2 * length, length);
+    interleave_row_pair(live(q, i), live(q, i + 1), g.q.bf16(), g.head_dim, at.q_rows + i / 2 * length, length);
+    interleave_row_pair(live(d_o, i), live(d_o, i + 1), d.d_o.bf16(), g.head_dim, at.do_rows + i / 2 * length, length);
   }
   load_statistics(g, tile, d.lse, kLog2E, statistics.lse);
   load_statistics(g, tile, d.delta, 1.0f, statistics.delta);
@@ -101,20 +103,20 @@ LR_INLINE V::T store_two_keys(V::T even, V::T odd, float* row) {
   return as_floats(interleaved(both));
 }
 
-// P and dS of kProductRows keys from `key` on, for kVectors vectors from `v` on. `row` is the keys' first row in the panels of keys,
+// P and dS of kProductRows keys from `key` on, for kVectors vectors from `v` on. `row` is the keys' first row in the sources of S and dP,
 // `out` that in p and ds.
 template <bool kEdge, size_t kVectors>
 LR_INLINE void gradient_of_scores(const AttentionGroup& g, const GradientTile& tile, const PairBackwardPanels& at,
-                                  const PairBackwardStatistics& statistics, size_t v, size_t key, size_t row, size_t out) {
-  const size_t stride = pair_key_stride(g.head_dim), lane = v * V::kWidth;
+                                  const PairBackwardStatistics& statistics, const Scores<kVectors>& scores,
+                                  const Scores<kVectors>& d_scores, size_t v, size_t key, size_t row, size_t out) {
+  const size_t lane = v * V::kWidth;
   const V::T factor = V::set(score_factor(g));
   const auto visible = [&](size_t i, size_t j) __attribute__((always_inline)) {
     return sees(V::load(tile.position + lane + j * V::kWidth), key + i, g.window);
   };
   V::T s[kProductRows][kVectors];
   alignas(64) float probabilities[kProductRows][kVectors * V::kWidth];
-  multiply<Pairs, Order::kRows>({kProductRows, kVectors, pairs_of(g.head_dim), at.k + row * stride, stride, at.q_lanes, kGradientRows,
-                                 nullptr, 0}, 0, lane, s);
+  scores.get(row, s);
 #pragma GCC unroll 4
   for (size_t j = 0; j < kVectors; ++j) {
     const V::T lse = V::load(statistics.lse + lane + j * V::kWidth);
@@ -131,8 +133,7 @@ LR_INLINE void gradient_of_scores(const AttentionGroup& g, const GradientTile& t
       store_two_keys(even, odd, p + i * kGradientPairs);
     }
   }
-  multiply<Pairs, Order::kRows>({kProductRows, kVectors, pairs_of(g.head_dim), at.v + row * stride, stride, at.do_lanes, kGradientRows,
-                                 nullptr, 0}, 0, lane, s);
+  d_scores.get(row, s);
 #pragma GCC unroll 4
   for (size_t j = 0; j < kVectors; ++j) {
     const V::T scale = V::load(statistics.scale + lane + j * V::kWidth), delta = V::load(statistics.delta + lane + j * V::kWidth);
@@ -154,17 +155,21 @@ LR_INLINE void gradient_of_scores(const AttentionGroup& g, const GradientTile& t
 // One tile against keys [begin, end); `key` is where they start in the panels.
 inline void pair_backward_step(const AttentionGroup& g, const GradientTile& tile, const PairBackwardPanels& at,
                                const PairBackwardStatistics& statistics, size_t begin, size_t end, size_t key) {
-  const size_t length = padded(g.head_dim);
+  const size_t length = padded(g.head_dim), stride = pair_key_stride(g.head_dim);
   for_each_segment(tile, begin, end, [&](size_t vector, size_t from, size_t to) {
     for_each_panel(tile.vectors - vector, [&](auto width, size_t first) __attribute__((always_inline)) {
       constexpr size_t kVectors = decltype(width)::kValue;
-      const size_t v = vector + first;
+      const size_t v = vector + first, row = (key + from - begin) * stride;
+      const auto source = [&](const float* keys, const float* lanes, float* scratch) __attribute__((always_inline)) {
+        return Scores<kVectors>::at({to - from, kVectors, pairs_of(g.head_dim), keys + row, stride, lanes, kGradientRows, nullptr, 0},
+                                    v * V::kWidth, scratch);
+      };
+      const Scores<kVectors> scores = source(at.k, at.q_lanes, at.scores), d_scores = source(at.v, at.do_lanes, at.d_scores);
       for (size_t at_key = from; at_key < to; at_key += kProductRows) {
-        const size_t out = at_key - begin;
         if (on_edge(g, tile, v, kVectors, at_key, at_key + kProductRows)) {
-          gradient_of_scores<true, kVectors>(g, tile, at, statistics, v, at_key, key + out, out);
+          gradient_of_scores<true>(g, tile, at, statistics, scores, d_scores, v, at_key, at_key - from, at_key - begin);
         } else {
-          gradient_of_scores<false, kVectors>(g, tile, at, statistics, v, at_key, key + out, out);
+          gradient_of_scores<false>(g, tile, at, statistics, scores, d_scores, v, at_key, at_key - from, at_key - begin);
         }
       }
     });
@@ -172,14 +177,13 @@ inline void pair_backward_step(const AttentionGroup& g, const GradientTile& tile
   for_each_segment(tile, begin, end, [&](size_t vector, size_t from, size_t to) {
     const size_t lane = vector * V::kWidth, row = key + from - begin, pairs = (tile.vectors - vector) * V::kWidth / 2;
     const size_t scores = (from - begin) * kGradientPairs + lane / 2;
-    product<Pairs, Order::kRows, Update::kAdd>({to - from, length / V::kWidth, pairs, at.p + scores, kGradientPairs,
-                                                at.do_rows + lane / 2 * length, length, at.dv + row * length, length});
-    product<Pairs, Order::kRows, Update::kAdd>({to - from, length / V::kWidth, pairs, at.ds + scores, kGradientPairs,
-                                                at.q_rows + lane / 2 * length, length, at.dk + row * length, length});
-    product<Pairs, Order::kColumns, Update::kAdd>({round_up_to(g.head_dim, kProductRows), tile.vectors - vector, (to - from) / 2,
-                                                   at.k_across + row / 2 * length, length,
-                                                   at.ds_across + (from - begin) / 2 * kGradientRows + lane, kGradientRows,
-                                                   at.dq_lanes + lane, kGradientRows});
+    product_by_rows<Update::kAdd>({to - from, length / V::kWidth, pairs, at.p + scores, kGradientPairs, at.do_rows + lane / 2 * length,
+                                   length, at.dv + row * length, length});
+    product_by_rows<Update::kAdd>({to - from, length / V::kWidth, pairs, at.ds + scores, kGradientPairs, at.q_rows + lane / 2 * length,
+                                   length, at.dk + row * length, length});
+    product_across<Update::kAdd>(g.head_dim, tile.vectors - vector, (to - from) / 2, across_at(at.k_across, g.head_dim, row),
+                                 kAttentionChunk, at.ds_across + (from - begin) / 2 * kGradientRows + lane, at.dq_lanes + lane,
+                                 kGradientRows);
   });
 }
 
@@ -220,17 +224,18 @@ inline void write_pair_keys(const float* sums, size_t head_dim, const AttentionG
 
 void pair_backward(const AttentionGroup& g, const AttentionGradients& d, const AttentionPair& pair, float* scratch) {
   const PairBackwardPanels at = pair_backward_panels(g.head_dim, scratch);
-  const size_t panel_end = round_up_to(pair.key_end, kKeyAlign);
+  const size_t panel_end = round_up_to(pair.key_end, kPairKeyAlign);
   copy_pair_keys(g.k, g.head_dim, pair.key_begin, panel_end, pair.key_end, at.k);
   copy_pair_keys(g.v, g.head_dim, pair.key_begin, panel_end, pair.key_end, at.v);
-  interleave_keys(g.k, g.head_dim, pair.key_begin, panel_end, pair.key_end, at.k_across);
+  pack_across(g.k, g.head_dim, pair.key_begin, panel_end, pair.key_end, kAttentionChunk, at.k_across);
   zero_row(at.dk, (panel_end - pair.key_begin) * padded(g.head_dim));
   zero_row(at.dv, (panel_end - pair.key_begin) * padded(g.head_dim));
 
+  const ProductScope scope;
   const size_t first_position = g.kv_len - g.q_len;
   const size_t row_end = (pair.position_end - first_position) * g.group;
   for (size_t row = (pair.position_begin - first_position) * g.group; row < row_end; row += kGradientRows) {
-    const GradientTile tile = make_tile<kGradientVectors>(g, row, row_end);
+    const GradientTile tile = make_tile<kGradientVectors, kPairKeyAlign, kPairVectorAlign>(g, row, row_end);
     PairBackwardStatistics statistics;
     load_gradient_tile(g, d, tile, at, statistics);
     const size_t end = smaller(panel_end, tile.key_end);

@@ -11,14 +11,14 @@ namespace {
 // A tile's running state, in scratch.
 struct ForwardState {
   Tile tile;
-  float *q, *o;                                             // [padded head_dim][kTileRows]
-  alignas(64) float maximum[kTileRows], sum[kTileRows];
+  float *q, *o;                                             // [padded head_dim][kTileLanes]
+  alignas(64) float maximum[kTileLanes], sum[kTileLanes];
 };
 
-constexpr size_t kForwardTiles = kAttentionRows / kTileRows;
+constexpr size_t kForwardTiles = kAttentionRows / kTileLanes;
 
 inline size_t forward_scratch(size_t head_dim) {
-  return kKeyBlock * kTileRows + 2 * kKeyBlock * key_stride(head_dim) + 2 * kAttentionRows * padded(head_dim);
+  return kKeyBlock * kTileLanes + 2 * kKeyBlock * key_stride(head_dim) + 2 * kAttentionRows * padded(head_dim);
 }
 
 // Turns a vector's scores of keys [begin, end) into probabilities; returns by what earlier ones shrink.
@@ -30,21 +30,21 @@ LR_INLINE V::T softmax_step(const AttentionGroup& g, ForwardState& state, size_t
   if (on_edge(g, state.tile, v, 1, begin, end)) {
     const V::T position = V::load(state.tile.position + v * V::kWidth);
     for (size_t j = 0; j < count; ++j) {
-      float* s = first + j * kTileRows;
+      float* s = first + j * kTileLanes;
       V::store(s, V::add(V::load(s), mask_of(position, begin + j, g.window)));
     }
   }
   for (size_t j = 0; j < count; j += 2) {  // count is even: bounds are multiples of kKeyAlign
-    high0 = V::max(high0, V::load(first + j * kTileRows));
-    high1 = V::max(high1, V::load(first + (j + 1) * kTileRows));
+    high0 = V::max(high0, V::load(first + j * kTileLanes));
+    high1 = V::max(high1, V::load(first + (j + 1) * kTileLanes));
   }
   const V::T high = V::max(high0, high1);
   V::T sum0 = V::zero(), sum1 = V::zero();
   for (size_t j = 0; j < count; j += 2) {
-    float* s = first + j * kTileRows;
-    const V::T p0 = exp2_of(V::sub(V::load(s), high)), p1 = exp2_of(V::sub(V::load(s + kTileRows), high));
+    float* s = first + j * kTileLanes;
+    const V::T p0 = exp2_of(V::sub(V::load(s), high)), p1 = exp2_of(V::sub(V::load(s + kTileLanes), high));
     V::store(s, p0);
-    V::store(s + kTileRows, p1);
+    V::store(s + kTileLanes, p1);
     sum0 = V::add(sum0, p0);
     sum1 = V::add(sum1, p1);
   }
@@ -63,9 +63,9 @@ inline void forward_step(const AttentionGroup& g, ForwardState& state, size_t be
   for_each_segment(tile, begin, end, [&](size_t vector, size_t from, size_t to) {
     const size_t lane = vector * V::kWidth;
     product<Numbers, Order::kRows, Update::kSet>({to - from, tile.vectors - vector, g.head_dim, k + (from - begin) * stride, stride,
-                                         state.q + lane, kTileRows, scores + (from - begin) * kTileRows + lane, kTileRows});
+                                         state.q + lane, kTileLanes, scores + (from - begin) * kTileLanes + lane, kTileLanes});
   });
-  alignas(64) float decay[kTileRows];
+  alignas(64) float decay[kTileLanes];
   for (size_t vector = 0; vector < tile.vectors; ++vector) {
     const size_t to = smaller(end, tile.end[vector]);
     if (begin < to) V::store(decay + vector * V::kWidth, softmax_step(g, state, vector, begin, to, scores));
@@ -74,7 +74,7 @@ inline void forward_step(const AttentionGroup& g, ForwardState& state, size_t be
   for_each_segment(tile, begin, end, [&](size_t vector, size_t from, size_t to) {
     const size_t lane = vector * V::kWidth;
     const Product p{round_up_to(g.head_dim, kProductRows), tile.vectors - vector, to - from, v + (from - begin) * stride, stride,
-                    scores + (from - begin) * kTileRows + lane, kTileRows, state.o + lane, kTileRows, decay + lane};
+                    scores + (from - begin) * kTileLanes + lane, kTileLanes, state.o + lane, kTileLanes, decay + lane};
     if (first) {
       product<Numbers, Order::kColumns, Update::kDecay>(p);
     } else {
@@ -85,14 +85,14 @@ inline void forward_step(const AttentionGroup& g, ForwardState& state, size_t be
 }
 
 inline void start_tile(const AttentionGroup& g, ForwardState& state) {
-  const float* rows[kTileRows];
+  const float* rows[kTileLanes];
   row_pointers(g, state.tile, g.q, rows);
   for (size_t v = 0; v < state.tile.vectors; ++v) {
-    rows_to_lanes(rows + v * V::kWidth, g.head_dim, g.scale * kLog2E, state.q + v * V::kWidth, kTileRows);
+    rows_to_lanes(rows + v * V::kWidth, g.head_dim, g.scale * kLog2E, state.q + v * V::kWidth, kTileLanes);
     V::store(state.maximum + v * V::kWidth, V::set(kMasked));
     V::store(state.sum + v * V::kWidth, V::zero());
   }
-  zero_row(state.o, padded(g.head_dim) * kTileRows);
+  zero_row(state.o, padded(g.head_dim) * kTileLanes);
 }
 
 // lse = ln(sum · 2^maximum) of each row.
@@ -105,27 +105,27 @@ inline void write_log_sums(const AttentionGroup& g, const Tile& tile, const floa
 
 inline void finish_tile(const AttentionGroup& g, const AttentionOut& out, ForwardState& state) {
   const Tile& tile = state.tile;
-  float* rows[kTileRows];
+  float* rows[kTileLanes];
   row_pointers(g, tile, out.o, rows);
-  alignas(64) float inverse[kTileRows];
+  alignas(64) float inverse[kTileLanes];
   for (size_t v = 0; v < tile.vectors; ++v) {
     V::store(inverse + v * V::kWidth, V::div(V::set(1.0f), V::load(state.sum + v * V::kWidth)));
-    write_lanes<false>(state.o + v * V::kWidth, kTileRows, inverse + v * V::kWidth, g.head_dim, rows + v * V::kWidth,
+    write_lanes<false>(state.o + v * V::kWidth, kTileLanes, inverse + v * V::kWidth, g.head_dim, rows + v * V::kWidth,
                        live_lanes(tile, v));
   }
   if (out.lse != nullptr) write_log_sums(g, tile, state.maximum, state.sum, out.lse);
 }
 
 void forward(const AttentionGroup& g, const AttentionOut& out, size_t row_begin, size_t row_end, float* scratch) {
-  const size_t stride = key_stride(g.head_dim), panel = padded(g.head_dim) * kTileRows;
+  const size_t stride = key_stride(g.head_dim), panel = padded(g.head_dim) * kTileLanes;
   float* const scores = scratch;
-  float* const k = scores + kKeyBlock * kTileRows;
+  float* const k = scores + kKeyBlock * kTileLanes;
   float* const v = k + kKeyBlock * stride;
   float* next = v + kKeyBlock * stride;
 
   ForwardState states[kForwardTiles];
   size_t tiles = 0, key_begin = 0, key_end = 0;
-  for (size_t row = row_begin; row < row_end; row += kTileRows, ++tiles, next += 2 * panel) {
+  for (size_t row = row_begin; row < row_end; row += kTileLanes, ++tiles, next += 2 * panel) {
     ForwardState& state = states[tiles];
     state.tile = make_tile(g, row, row_end);
     state.q = next;

@@ -7,34 +7,35 @@
 #pragma once
 
 #include "ops/cpu/attention_forward.h"
-#include "ops/cpu/attention_pairs.h"
+#include "ops/cpu/attention_pair_products.h"
 
 #if defined(__AVX512BF16__)
 
 namespace lowrank::LR_ISA {
 namespace {
 
-constexpr size_t kPairKeyBlock = 64;   // keys a step
+constexpr size_t kPairKeyBlock = kKeyBlock;  // keys a step
 constexpr float kHeadroom = 16;        // P <= 2^16: its sums are far from overflow
 
 struct PairForwardState {
   Tile tile;
-  float* q;                // [pairs of head_dim][kTileRows]
-  float* o;                // [padded head_dim][kTileRows], once `started`
+  float* q;                // [pair_rows][kTileLanes]
+  float* o;                // [padded head_dim][kTileLanes], once `started`
   bool started;
-  alignas(64) float reference[kTileRows], sum[kTileRows];
+  alignas(64) float reference[kTileLanes], sum[kTileLanes];
 };
 
 // Panels in scratch.
 struct PairForwardPanels {
   float* k;   // [kPairKeyBlock][pair_key_stride]: pairs along head_dim
-  float* v;   // [kPairKeyBlock / 2][padded head_dim]: pairs across keys
-  float* p;   // [kPairKeyBlock / 2][kTileRows]: pairs across keys
+  float* v;   // pairs across keys
+  float* p;   // [kPairKeyBlock / 2][kTileLanes]: pairs across keys
+  float* scores;
 };
 
 inline size_t pair_forward_scratch(size_t head_dim) {
-  return kPairKeyBlock * pair_key_stride(head_dim) + kPairKeyBlock / 2 * (padded(head_dim) + kTileRows) +
-         kAttentionRows * (pairs_of(head_dim) + padded(head_dim));
+  return kPairKeyBlock * pair_key_stride(head_dim) + across_floats(head_dim, kPairKeyBlock) + kPairKeyBlock / 2 * kTileLanes + kScoreFloats +
+         kAttentionRows * (pair_rows(head_dim) + padded(head_dim));
 }
 
 // Raises the references of a vector's rows to `high` where that is more than kHeadroom above, and shrinks what was summed under the
@@ -48,10 +49,10 @@ __attribute__((noinline)) void raise_reference(PairForwardState& state, size_t l
   V::store(state.reference + lane, reference);
   V::store(state.sum + lane, V::mul(V::load(state.sum + lane), decay));
   for (size_t d = 0; state.started && d < length; ++d) {
-    float* const o = state.o + d * kTileRows + lane;
+    float* const o = state.o + d * kTileLanes + lane;
     V::store(o, V::mul(V::load(o), decay));
   }
-  for (size_t i = 0; i < pairs; ++i, p += kTileRows) {
+  for (size_t i = 0; i < pairs; ++i, p += kTileLanes) {
     const __m512i both = _mm512_castps_si512(V::load(p));
     const V::T even = as_floats(_mm512_slli_epi32(both, 16)), odd = as_floats(_mm512_and_si512(both, _mm512_set1_epi32(-65536)));
     V::store(p, pairs_across(V::mul(even, decay), V::mul(odd, decay)));
@@ -87,7 +88,7 @@ LR_INLINE void softmax_pairs(const AttentionGroup& g, PairForwardState& state, s
       raise_reference(state, lane + j * V::kWidth, top, padded(g.head_dim), p + lane + j * V::kWidth, (key - begin) / 2);
     }
   }
-  float* const out = p + (key - begin) / 2 * kTileRows + lane;
+  float* const out = p + (key - begin) / 2 * kTileLanes + lane;
   const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
 #pragma GCC unroll 4
   for (size_t j = 0; j < kVectors; ++j) {
@@ -102,29 +103,30 @@ LR_INLINE void softmax_pairs(const AttentionGroup& g, PairForwardState& state, s
         odd = _mm512_maskz_mov_ps(visible(i + 1, j), odd);
       }
       const V::T both = pairs_across(even, odd);
-      V::store(out + i / 2 * kTileRows + j * V::kWidth, both);
+      V::store(out + i / 2 * kTileLanes + j * V::kWidth, both);
       sum = _mm512_dpbf16_ps(sum, (__m512bh)both, ones);
     }
     V::store(state.sum + lane + j * V::kWidth, sum);
   }
 }
 
-// P of keys [begin, end), whose panel starts at `k`, for the vectors that see them.
-inline void score_pairs(const AttentionGroup& g, PairForwardState& state, size_t begin, size_t end, const float* k, float* p) {
+// P of keys [begin, end) for the vectors that see them.
+inline void score_pairs(const AttentionGroup& g, PairForwardState& state, size_t begin, size_t end, const PairForwardPanels& panels) {
   const Tile& tile = state.tile;
   const size_t stride = pair_key_stride(g.head_dim);
   for_each_segment(tile, begin, end, [&](size_t vector, size_t from, size_t to) {
     for_each_panel(tile.vectors - vector, [&](auto width, size_t first) __attribute__((always_inline)) {
       constexpr size_t kVectors = decltype(width)::kValue;
       const size_t at = vector + first, lane = at * V::kWidth;
-      const Product product{to - from, kVectors, pairs_of(g.head_dim), k + (from - begin) * stride, stride, state.q, kTileRows, nullptr, 0};
+      const auto source = Scores<kVectors>::at({to - from, kVectors, pairs_of(g.head_dim), panels.k + (from - begin) * stride, stride,
+                                                state.q, kTileLanes, nullptr, 0}, lane, panels.scores);
       for (size_t key = from; key < to; key += kProductRows) {
         V::T scores[kProductRows][kVectors];
-        multiply<Pairs, Order::kRows>(product, key - from, lane, scores);
+        source.get(key - from, scores);
         if (on_edge(g, tile, at, kVectors, key, key + kProductRows)) {
-          softmax_pairs<true>(g, state, lane, begin, key, scores, p);
+          softmax_pairs<true>(g, state, lane, begin, key, scores, panels.p);
         } else {
-          softmax_pairs<false>(g, state, lane, begin, key, scores, p);
+          softmax_pairs<false>(g, state, lane, begin, key, scores, panels.p);
         }
       }
     });
@@ -134,26 +136,25 @@ inline void score_pairs(const AttentionGroup& g, PairForwardState& state, size_t
 // Adds keys [begin, end) to a tile.
 inline void pair_forward_step(const AttentionGroup& g, PairForwardState& state, size_t begin, size_t end, const PairForwardPanels& at) {
   const Tile& tile = state.tile;
-  const size_t length = padded(g.head_dim);
-  score_pairs(g, state, begin, end, at.k, at.p);
+  score_pairs(g, state, begin, end, at);
   for_each_segment(tile, begin, end, [&](size_t vector, size_t from, size_t to) {
-    const size_t lane = vector * V::kWidth, pair = (from - begin) / 2;
-    const Product p{round_up_to(g.head_dim, kProductRows), tile.vectors - vector, (to - from) / 2, at.v + pair * length, length,
-                    at.p + pair * kTileRows + lane, kTileRows, state.o + lane, kTileRows};
+    const size_t lane = vector * V::kWidth, pairs = (to - from) / 2;
+    const float* const v = across_at(at.v, g.head_dim, from - begin);
+    const float* const p = at.p + (from - begin) / 2 * kTileLanes + lane;
     if (state.started) {
-      product<Pairs, Order::kColumns, Update::kAdd>(p);
-    } else {
-      product<Pairs, Order::kColumns, Update::kSet>(p);  // the first segment has all vectors
+      product_across<Update::kAdd>(g.head_dim, tile.vectors - vector, pairs, v, kPairKeyBlock, p, state.o + lane, kTileLanes);
+    } else {  // the first segment has all vectors
+      product_across<Update::kSet>(g.head_dim, tile.vectors - vector, pairs, v, kPairKeyBlock, p, state.o + lane, kTileLanes);
     }
     state.started = true;
   });
 }
 
 inline void start_pair_tile(const AttentionGroup& g, PairForwardState& state) {
-  const char* rows[kTileRows];
+  const char* rows[kTileLanes];
   byte_pointers(g, state.tile, g.q, rows);
   for (size_t v = 0; v < state.tile.vectors; ++v) {
-    pairs_to_lanes(rows + v * V::kWidth, g.q.bf16(), g.head_dim, score_sign(g), state.q + v * V::kWidth, kTileRows);
+    pairs_to_lanes(rows + v * V::kWidth, g.q.bf16(), g.head_dim, score_sign(g), pair_rows(g.head_dim), state.q + v * V::kWidth, kTileLanes);
     V::store(state.reference + v * V::kWidth, V::set(kMasked));
     V::store(state.sum + v * V::kWidth, V::zero());
   }
@@ -162,12 +163,12 @@ inline void start_pair_tile(const AttentionGroup& g, PairForwardState& state) {
 
 inline void finish_pair_tile(const AttentionGroup& g, const AttentionOut& out, PairForwardState& state) {
   const Tile& tile = state.tile;
-  char* rows[kTileRows];
+  char* rows[kTileLanes];
   byte_pointers(g, tile, out.o, rows);
   for (size_t v = 0; v < tile.vectors; ++v) {
     alignas(64) float inverse[V::kWidth];
     V::store(inverse, V::div(V::set(1.0f), V::load(state.sum + v * V::kWidth)));
-    lanes_to_rows(state.o + v * V::kWidth, kTileRows, inverse, g.head_dim, live_lanes(tile, v),
+    lanes_to_rows(state.o + v * V::kWidth, kTileLanes, inverse, g.head_dim, live_lanes(tile, v),
                   [&](size_t lane, size_t d, size_t n, V::T x) __attribute__((always_inline)) {
                     store_numbers(rows[v * V::kWidth + lane], out.o.bf16(), d, n, x);
                   });
@@ -179,17 +180,19 @@ void pair_forward(const AttentionGroup& g, const AttentionOut& out, size_t row_b
   PairForwardPanels at;
   at.k = scratch;
   at.v = at.k + kPairKeyBlock * pair_key_stride(g.head_dim);
-  at.p = at.v + kPairKeyBlock / 2 * padded(g.head_dim);
-  float* next = at.p + kPairKeyBlock / 2 * kTileRows;
+  at.p = at.v + across_floats(g.head_dim, kPairKeyBlock);
+  at.scores = at.p + kPairKeyBlock / 2 * kTileLanes;
+  float* next = at.scores + kScoreFloats;
+  const ProductScope scope;
 
   PairForwardState states[kForwardTiles];
   size_t tiles = 0, key_begin = 0, key_end = 0;
-  for (size_t row = row_begin; row < row_end; row += kTileRows, ++tiles) {
+  for (size_t row = row_begin; row < row_end; row += kTileLanes, ++tiles) {
     PairForwardState& state = states[tiles];
-    state.tile = make_tile(g, row, row_end);
+    state.tile = make_tile<kProductVectors, kPairKeyAlign>(g, row, row_end);
     state.q = next;
-    state.o = state.q + pairs_of(g.head_dim) * kTileRows;
-    next = state.o + padded(g.head_dim) * kTileRows;
+    state.o = state.q + pair_rows(g.head_dim) * kTileLanes;
+    next = state.o + padded(g.head_dim) * kTileLanes;
     start_pair_tile(g, state);
     if (tiles == 0) key_begin = state.tile.key_begin;
     key_end = state.tile.key_end;
@@ -197,7 +200,7 @@ void pair_forward(const AttentionGroup& g, const AttentionOut& out, size_t row_b
   for (size_t begin = key_begin; begin < key_end; begin += kPairKeyBlock) {
     const size_t end = smaller(key_end, begin + kPairKeyBlock);
     copy_pair_keys(g.k, g.head_dim, begin, end, g.kv_len, at.k);
-    interleave_keys(g.v, g.head_dim, begin, end, g.kv_len, at.v);
+    pack_across(g.v, g.head_dim, begin, end, g.kv_len, kPairKeyBlock, at.v);
     for (size_t i = 0; i < tiles; ++i) {
       if (end > states[i].tile.key_begin) pair_forward_step(g, states[i], begin, end, at);
     }

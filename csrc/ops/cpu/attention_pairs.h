@@ -40,16 +40,20 @@ LR_INLINE __m512i interleaved(__m512i halves) {
 // Pairs (even[i], odd[i]).
 LR_INLINE V::T pairs_across(V::T even, V::T odd) { return as_floats(interleaved((__m512i)_mm512_cvtne2ps_pbh(odd, even))); }
 
-// out[d] = (even[d], odd[d]) for d < length, zeros up to `padded_length`. A null row is one of zeros.
-LR_INLINE void interleave_rows(const void* even, const void* odd, bool bf16, size_t length, float* out, size_t padded_length) {
-  const auto load = [&](const void* row, size_t d, size_t n) __attribute__((always_inline)) {
+// Pairs (even[i], odd[i]) for i in [d, d + n), zeros after them. A null row is one of zeros.
+LR_INLINE V::T interleave_rows(const void* even, const void* odd, bool bf16, size_t d, size_t n) {
+  const auto load = [&](const void* row) __attribute__((always_inline)) {
     if (row == nullptr) return _mm256_setzero_si256();
     if (bf16) return _mm256_maskz_loadu_epi16(V::mask(n), static_cast<const uint16_t*>(row) + d);
     return V::to_bf16(V::load_n(static_cast<const float*>(row) + d, n));
   };
+  return as_floats(interleaved(_mm512_inserti64x4(_mm512_castsi256_si512(load(even)), load(odd), 1)));
+}
+
+// out[d] = (even[d], odd[d]) for d < length, zeros up to `padded_length`.
+LR_INLINE void interleave_row_pair(const void* even, const void* odd, bool bf16, size_t length, float* out, size_t padded_length) {
   for (size_t d = 0; d < padded_length; d += V::kWidth) {
-    const size_t n = d < length ? smaller(V::kWidth, length - d) : 0;
-    V::store(out + d, as_floats(interleaved(_mm512_inserti64x4(_mm512_castsi256_si512(load(even, d, n)), load(odd, d, n), 1))));
+    V::store(out + d, interleave_rows(even, odd, bf16, d, d < length ? smaller(V::kWidth, length - d) : 0));
   }
 }
 
@@ -61,8 +65,9 @@ LR_INLINE void copy_pairs(const void* row, bool bf16, size_t length, float* out,
   }
 }
 
-// out[p * out_stride + lane] = numbers 2p and 2p + 1 of rows[lane], for the kWidth lanes of a vector; `flip` is XORed into each pair.
-inline void pairs_to_lanes(const char* const* rows, bool bf16, size_t length, uint32_t flip, float* out, size_t out_stride) {
+// out[p * out_stride + lane] = numbers 2p and 2p + 1 of rows[lane], for p < `pairs` and the kWidth lanes of a vector, zeros past `length`;
+// `flip` is XORed into each pair.
+inline void pairs_to_lanes(const char* const* rows, bool bf16, size_t length, uint32_t flip, size_t pairs, float* out, size_t out_stride) {
   const __m512i signs = _mm512_set1_epi32(static_cast<int>(flip));
   for (size_t d = 0; d < length; d += kPairNumbers) {
     const size_t n = smaller(kPairNumbers, length - d);
@@ -70,10 +75,9 @@ inline void pairs_to_lanes(const char* const* rows, bool bf16, size_t length, ui
 #pragma GCC unroll 16
     for (size_t i = 0; i < V::kWidth; ++i) block[i] = as_floats(_mm512_xor_si512(load_pairs(rows[i], bf16, d, n), signs));
     transpose(block);
-    const size_t pairs = pairs_of(n);
 #pragma GCC unroll 16
     for (size_t p = 0; p < V::kWidth; ++p) {
-      if (p >= pairs) break;
+      if (d / 2 + p >= pairs) break;
       V::store(out + (d / 2 + p) * out_stride, block[p]);
     }
   }
@@ -88,15 +92,6 @@ inline void copy_pair_keys(const ConstRows& from, size_t head_dim, size_t begin,
     } else {
       zero_row(to, stride);
     }
-  }
-}
-
-// The same rows as pairs across two keys: [pairs of keys][padded head_dim].
-inline void interleave_keys(const ConstRows& from, size_t head_dim, size_t begin, size_t end, size_t available, float* to) {
-  const size_t length = padded(head_dim);
-  const auto row = [&](size_t key) { return key < available ? from.at(key, 0).data : nullptr; };
-  for (size_t key = begin; key < end; key += 2, to += length) {
-    interleave_rows(row(key), row(key + 1), from.bf16(), head_dim, to, length);
   }
 }
 

@@ -10,13 +10,13 @@
 namespace lowrank::LR_ISA {
 namespace {
 
-constexpr size_t kTileRows = kProductVectors * V::kWidth;
+constexpr size_t kTileLanes = kProductVectors * V::kWidth;
 constexpr size_t kKeyBlock = 64;     // keys a step: their scores for a tile stay in L1
 constexpr size_t kKeyAlign = 16;     // key bounds are rounded to so many; a multiple of kProductRows
 constexpr float kMasked = -1e30f;    // finite, so that no inf - inf arises
 constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 
-static_assert(kAttentionRows % kTileRows == 0 && kKeyAlign % kProductRows == 0 && kKeyBlock % kKeyAlign == 0);
+static_assert(kAttentionRows % kTileLanes == 0 && kKeyAlign % kProductRows == 0 && kKeyBlock % kKeyAlign == 0);
 static_assert(kAttentionChunk % kKeyBlock == 0 && kKeyAlign % V::kWidth == 0);
 
 LR_INLINE size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
@@ -50,7 +50,7 @@ template <size_t kVectors>
 struct TileOf {
   static constexpr size_t kRows = kVectors * V::kWidth;
   size_t first_row, rows, vectors;
-  size_t key_begin, key_end;        // keys that any of its rows sees, multiples of kKeyAlign (the end may pass kv_len)
+  size_t key_begin, key_end;        // keys that any of its rows sees, multiples of an alignment (the end may pass kv_len)
   size_t end[kVectors];             // of each vector's keys, likewise; ascending
   alignas(64) float position[kRows];
 };
@@ -58,21 +58,22 @@ using Tile = TileOf<kProductVectors>;
 
 LR_INLINE size_t position_of(const AttentionGroup& g, size_t row) { return g.kv_len - g.q_len + row / g.group; }
 
-template <size_t kVectors = kProductVectors>
+// Its vectors come in groups of kVectorAlign that see keys up to the same end.
+template <size_t kVectors = kProductVectors, size_t kAlign = kKeyAlign, size_t kVectorAlign = 1>
 LR_INLINE TileOf<kVectors> make_tile(const AttentionGroup& g, size_t first_row, size_t row_end) {
   TileOf<kVectors> tile;
   tile.first_row = first_row;
   tile.rows = smaller(tile.kRows, row_end - first_row);
-  tile.vectors = (tile.rows + V::kWidth - 1) / V::kWidth;
+  tile.vectors = round_up_to((tile.rows + V::kWidth - 1) / V::kWidth, kVectorAlign);
   for (size_t i = 0; i < tile.kRows; ++i) {
     tile.position[i] = static_cast<float>(position_of(g, first_row + smaller(i, tile.rows - 1)));
   }
   for (size_t v = 0; v < tile.vectors; ++v) {
-    const size_t last = smaller((v + 1) * V::kWidth, tile.rows) - 1;
-    tile.end[v] = round_up_to(position_of(g, first_row + last) + 1, kKeyAlign);
+    const size_t last = smaller((v / kVectorAlign + 1) * kVectorAlign * V::kWidth, tile.rows) - 1;
+    tile.end[v] = round_up_to(position_of(g, first_row + last) + 1, kAlign);
   }
   const size_t position = position_of(g, first_row);
-  tile.key_begin = g.window > 0 && position + 1 > g.window ? (position + 1 - g.window) / kKeyAlign * kKeyAlign : 0;
+  tile.key_begin = g.window > 0 && position + 1 > g.window ? (position + 1 - g.window) / kAlign * kAlign : 0;
   tile.key_end = tile.end[tile.vectors - 1];
   return tile;
 }
