@@ -134,6 +134,12 @@ LR_TILES void test_product() {
   }
 }
 
+// The only kernel with tiles that no test of an op runs.
+void test_peak() {
+  const auto multiply_add = kernels_for(CpuLevel::kAmx).peak.multiply_add_bf16;
+  expect(multiply_add(80) == 10 * 4 * 2.0 * 16 * 16 * 32, "the peak's loop counts its flop wrong");
+}
+
 LR_TILES void use_tiles_without_configuration() { asm volatile("tilezero %tmm0"); }
 LR_TILES void use_tiles_after_release() {
   configure(whole());
@@ -185,6 +191,7 @@ int main() {
   if (tested_levels().back() != CpuLevel::kAmx) return finish();
   test_addresses();
   test_product();
+  test_peak();
   expect(threads_with_tiles() == 0, "tiles are counted as configured after their release");
   expect_refused(use_tiles_without_configuration, "a tile without a configuration");
   expect_refused(use_tiles_after_release, "a tile after the release");

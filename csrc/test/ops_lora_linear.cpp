@@ -1,11 +1,10 @@
 // lora_linear against a reference in double precision, whose own gradients are checked by finite
 // differences (every loss here is linear in each tensor taken alone, so that differences are exact
 // up to rounding).
-//   |error| <= 4e-6 of the largest value of the tensor: two products in a row, each good to 1e-6 of
-//   its sum of magnitudes.
-//   In bf16, on values that it holds exactly: 2^-7 of the element's sum of magnitudes. Between those
-//   values and the result lie up to four roundings, each by at most 2^-9: of dropped x or a weight
-//   of Q8_0, of s or ds, of the result.
+//   |error| <= 4e-6 of the sum of the magnitudes of all that is added up to an element: two products
+//   in a row, each good to 1e-6 of its own. In bf16, on values that it holds exactly, 2^-7: between
+//   those and the result lie up to four roundings, each by at most 2^-9 (of dropped x or a weight of
+//   Q8_0, of s or ds, of the result).
 #include <cstring>
 #include <deque>
 
@@ -156,15 +155,11 @@ Status run_case(Context& context, const Case& test, Outputs* out) {
   return {};
 }
 
-// Compares with `want`, where `magnitude` is what tolerances in bf16 are relative to.
 void check(const Case& test, const std::vector<float>& got, const Doubles& want,
            const Doubles& magnitude, const std::string& what) {
-  if (!test.bf16) {
-    expect_all_near(got.data(), want, kTolerance, what.c_str());
-    return;
-  }
   Doubles tolerance;
-  for (double size : magnitude) tolerance.push_back(kBf16Tolerance * size);
+  for (double size : magnitude)
+    tolerance.push_back((test.bf16 ? kBf16Tolerance : kTolerance) * size);
   expect_all_near(got.data(), want, tolerance, what.c_str());
 }
 
