@@ -28,7 +28,7 @@ const { native } = await import(new URL('./native.js', index).href);
 const base = await CausalLM.fromPretrained(positionals[1]);
 const model = await getPeftModel(base, { r: 16, loraAlpha: 32, targetModules: 'all-linear', loraDropout: 0 });
 if (values.bf16) model.core.native.setCompute('bf16');
-const session = native().createSession(model.core.native, { maxTokens: tokens, checkpointing: values.checkpointing, noDecay: [] });
+const session = native().createSession(model.core.native, { maxTokens: tokens, keep: { mode: values.checkpointing ? 'inputs' : 'all', every: 1 }, noDecay: [] });
 
 const vocabulary = model.core.native.config.vocabSize;
 let state = 12345;

@@ -69,6 +69,12 @@ export interface NativeRopeConfig {
   truncate?: boolean;
 }
 
+/** What a forward keeps for its backward: all, what attention made and inputs, or the inputs of every so manieth layer. */
+export interface NativeRetention {
+  mode: 'all' | 'selective' | 'inputs';
+  every: number;
+}
+
 /** The decoder as data: see csrc/model/config.h. */
 export interface NativeModelConfig {
   vocabSize: number;
@@ -281,9 +287,9 @@ export interface NativeAddon {
   /** The same of a model's parameters, which do not pass through JavaScript's memory. */
   writeParameters(model: NativeModel, path: string, parameters: NativeParameterData[], metadata: Record<string, string>): Promise<void>;
   createModel(config: NativeModelConfig): NativeModel;
-  createSession(model: NativeModel, options: { maxTokens: number; checkpointing: boolean; noDecay: string[] }): NativeSession;
+  createSession(model: NativeModel, options: { maxTokens: number; keep: NativeRetention; noDecay: string[] }): NativeSession;
   /** What a session of this kind would hold, in bytes, before anything is allocated. */
-  planSession(model: NativeModel, options: { maxTokens: number; checkpointing: boolean }): Record<string, number>;
+  planSession(model: NativeModel, options: { maxTokens: number; keep: NativeRetention }): Record<string, number>;
   /** Of all threads of the pool at the level in use, in registers; bf16 where the level has an instruction for it. */
   measurePeaks(): Promise<{ flopsPerSecond: number; bf16FlopsPerSecond?: number }>;
   /** Seconds of one pass that only reads, writes and updates in place so many bytes, from whichever cache holds them all. */

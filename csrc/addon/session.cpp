@@ -187,15 +187,30 @@ Napi::Value SessionObject::write_optimizer(const Napi::CallbackInfo& info) {
                    keep);
 }
 
+bool get_retention(const Napi::Value& value, Retention* out) {
+  static constexpr std::pair<const char*, Mode> kModes[] = {
+      {"all", Mode::kTrain}, {"selective", Mode::kSelective}, {"inputs", Mode::kCheckpointed}};
+  std::string name;
+  const Napi::Value fields = value.IsObject() ? value : Napi::Object::New(value.Env());
+  if (!get_string(fields.As<Napi::Object>().Get("mode"), "keep.mode", &name)) return false;
+  if (!get_size(fields.As<Napi::Object>().Get("every"), "keep.every", &out->every)) return false;
+  for (const auto& [known, mode] : kModes) {
+    if (name != known || out->every == 0) continue;
+    out->mode = mode;
+    return true;
+  }
+  throw_status(value.Env(), error(Code::kInvalidOption, "keep is '%s' every %zu; expected all, selective or inputs, and every of 1 or more",
+                                  name.c_str(), out->every));
+  return false;
+}
+
 bool get_session_options(const Napi::Value& value, SessionOptions* out) {
   if (!value.IsObject()) {
     throw_status(value.Env(), error(Code::kInvalidOption, "options is not an object"));
     return false;
   }
   const Napi::Object object = value.As<Napi::Object>();
-  if (!get_size(object.Get("maxTokens"), "maxTokens", &out->max_tokens) || !get_bool(object.Get("checkpointing"), "checkpointing", &out->checkpointing)) {
-    return false;
-  }
+  if (!get_size(object.Get("maxTokens"), "maxTokens", &out->max_tokens) || !get_retention(object.Get("keep"), &out->keep)) return false;
   const Napi::Value no_decay = object.Get("noDecay");
   return no_decay.IsUndefined() || get_strings(no_decay, "noDecay", &out->no_decay);
 }
@@ -218,7 +233,7 @@ void register_session(Napi::Env env, Napi::Object exports) {
     const std::shared_ptr<ModelState> state = unwrap_model(info[0]);
     SessionOptions options;
     if (state == nullptr || !get_session_options(info[1], &options)) return info.Env().Undefined();
-    return bytes_object(info.Env(), Session::estimate(addon_context(), *state->model, options.max_tokens, options.checkpointing));
+    return bytes_object(info.Env(), Session::estimate(addon_context(), *state->model, options.max_tokens, options.keep));
   }));
 }
 

@@ -145,35 +145,41 @@ Status Decoder::finish_block(const LayerPlan& plan, const float* input, size_t t
   return lora_linear_forward(context_, linear_args(plan.down, tokens, w->hidden_ffn, saved.s_down, seed), {&out, 1}, {&residual, 1});
 }
 
-// What block_backward reads and was not kept, with the bits it had: `mid` always (a fortieth of a step buys a tenth of the memory), and with
-// checkpointing all but the block's output.
+// What block_backward reads and was not kept, with the bits it had. `mid` and `hidden_ffn` never are: a fortieth of a step buys a tenth of
+// the memory. `kept`: all else was.
 Status Decoder::recompute(const LayerPlan& plan, const Batch& batch, const float* input, uint64_t seed, const BlockSaved& saved,
-                          Workspace* w) const {
+                          bool kept, Workspace* w) const {
   const size_t tokens = batch.ids.size();
-  if (w->mode == Mode::kTrain) {
+  if (kept) {
     LR_RETURN_IF_ERROR(add_attention(plan, input, tokens, seed, saved, w));
     const GateUpRows rows(config_, saved.gate_up);
     return swiglu_forward(context_, rows.gate, rows.up, tokens, config_.ffn, w->hidden_ffn);
   }
   LR_RETURN_IF_ERROR(project_qkv(plan, input, tokens, seed, saved, w));
-  LR_RETURN_IF_ERROR(attend(plan, batch, saved));
+  if (w->keep.mode != Mode::kSelective) LR_RETURN_IF_ERROR(attend(plan, batch, saved));
   LR_RETURN_IF_ERROR(add_attention(plan, input, tokens, seed, saved, w));
   LR_RETURN_IF_ERROR(gate_up(plan, tokens, seed, saved, w));
   return lora_inner_forward(context_, linear_args(plan.down, tokens, w->hidden_ffn, saved.s_down, seed));
 }
 
-Status Decoder::forward(const ModelPlan& plan, const Batch& batch, Mode mode, uint64_t seed, Workspace* w) const {
+// Blocks [begin, end), each block's output in its place.
+Status Decoder::run_blocks(const ModelPlan& plan, const Batch& batch, size_t begin, size_t end, uint64_t seed, Workspace* w) const {
   const size_t tokens = batch.ids.size();
-  LR_RETURN_IF_ERROR(w->prepare(config_, plan, mode, activation_type(context_), tokens));
-  LR_RETURN_IF_ERROR(rope_tables(batch, 0, tokens, w));
-  LR_RETURN_IF_ERROR(embedding_forward(context_, plan.embedding, batch.ids.data(), tokens, w->input(0)));
-  for (size_t l = 0; l < plan.layers.size(); ++l) {
-    const BlockSaved& saved = w->block(l);
-    LR_RETURN_IF_ERROR(project_qkv(plan.layers[l], w->input(l), tokens, seed, saved, w));
+  for (size_t l = begin; l < end; ++l) {
+    const BlockSaved& saved = w->blocks[l];
+    LR_RETURN_IF_ERROR(project_qkv(plan.layers[l], w->inputs[l], tokens, seed, saved, w));
     LR_RETURN_IF_ERROR(attend(plan.layers[l], batch, saved));
-    LR_RETURN_IF_ERROR(finish_block(plan.layers[l], w->input(l), tokens, seed, saved, w, w->input(l + 1)));
+    LR_RETURN_IF_ERROR(finish_block(plan.layers[l], w->inputs[l], tokens, seed, saved, w, w->inputs[l + 1]));
   }
   return {};
+}
+
+Status Decoder::forward(const ModelPlan& plan, const Batch& batch, Retention keep, uint64_t seed, Workspace* w) const {
+  const size_t tokens = batch.ids.size();
+  LR_RETURN_IF_ERROR(w->prepare(config_, plan, keep, activation_type(context_), tokens));
+  LR_RETURN_IF_ERROR(rope_tables(batch, 0, tokens, w));
+  LR_RETURN_IF_ERROR(embedding_forward(context_, plan.embedding, batch.ids.data(), tokens, w->inputs[0]));
+  return run_blocks(plan, batch, 0, plan.layers.size(), seed, w);
 }
 
 Status Decoder::forward_cached(const ModelPlan& plan, const Batch& batch, std::span<const size_t> rows, KvCache* cache,
@@ -191,10 +197,10 @@ Status Decoder::forward_cached(const ModelPlan& plan, const Batch& batch, std::s
   }
   LR_RETURN_IF_ERROR(w->prepare(c, plan, Mode::kForward, DType::kF32, tokens));
   for (const AttentionSequence& s : sequences) LR_RETURN_IF_ERROR(rope_tables(batch, s.q_begin, s.q_begin + s.q_len, w));
-  LR_RETURN_IF_ERROR(embedding_forward(context_, plan.embedding, batch.ids.data(), tokens, w->input(0)));
+  LR_RETURN_IF_ERROR(embedding_forward(context_, plan.embedding, batch.ids.data(), tokens, w->inputs[0]));
   for (size_t l = 0; l < plan.layers.size(); ++l) {
-    const BlockSaved& saved = w->block(l);
-    LR_RETURN_IF_ERROR(project_qkv(plan.layers[l], w->input(l), tokens, 0, saved, w));
+    const BlockSaved& saved = w->blocks[l];
+    LR_RETURN_IF_ERROR(project_qkv(plan.layers[l], w->inputs[l], tokens, 0, saved, w));
     const QkvRows rows_of(c, saved.qkv);
     float* const keys = cache->keys(l);
     float* const values = cache->values(l);
@@ -208,14 +214,14 @@ Status Decoder::forward_cached(const ModelPlan& plan, const Batch& batch, std::s
     }
     LR_RETURN_IF_ERROR(attention_forward(context_, attention_shape(c, plan.layers[l].window), sequences, rows_of.q,
                                          {keys, c.kv_width()}, {values, c.kv_width()}, saved.attention, nullptr));
-    LR_RETURN_IF_ERROR(finish_block(plan.layers[l], w->input(l), tokens, 0, saved, w, w->input(l + 1)));
+    LR_RETURN_IF_ERROR(finish_block(plan.layers[l], w->inputs[l], tokens, 0, saved, w, w->inputs[l + 1]));
   }
   return {};
 }
 
 Status Decoder::logits(const ModelPlan& plan, std::span<const size_t> rows, Workspace* w, float* out) const {
   const DecoderConfig& c = config_;
-  gather_rows(context_, w->input(plan.layers.size()), rows, c.hidden, w->head_in);
+  gather_rows(context_, w->inputs[plan.layers.size()], rows, c.hidden, w->head_in);
   LR_RETURN_IF_ERROR(rmsnorm_forward(context_, w->head_in, plan.norm, c.norm_eps, rows.size(), c.hidden, w->head_normed, w->inv_rms_head));
   const GemmTerm term{w->head_normed.data, c.hidden, 1, plan.head, true, c.hidden, w->type};
   return gemm(context_, rows.size(), term, out, c.vocab, c.vocab, false);
@@ -241,9 +247,9 @@ Status Decoder::loss(const ModelPlan& plan, const Batch& batch, std::span<const 
   loss->tokens = rows.size();
   if (rows.empty()) return {};
 
-  const bool training = w->mode != Mode::kForward;
+  const bool training = w->keep.mode != Mode::kForward;
   const size_t n = rows.size();
-  gather_rows(context_, w->input(plan.layers.size()), rows, c.hidden, w->head_in);
+  gather_rows(context_, w->inputs[plan.layers.size()], rows, c.hidden, w->head_in);
   LR_RETURN_IF_ERROR(rmsnorm_forward(context_, w->head_in, plan.norm, c.norm_eps, n, c.hidden, w->head_normed, w->inv_rms_head));
   HeadLoss head;
   LR_RETURN_IF_ERROR(linear_cross_entropy(context_, w->head_normed, plan.head, supervised.data(), n, grad_scale,
@@ -268,12 +274,17 @@ Status Decoder::loss(const ModelPlan& plan, const Batch& batch, std::span<const 
 
 Status Decoder::backward(const ModelPlan& plan, const Batch& batch, uint64_t seed, Workspace* w) const {
   const size_t tokens = batch.ids.size();
-  for (size_t l = plan.layers.size(); l-- > plan.lowest_trained_layer;) {
+  const size_t layers = plan.layers.size();
+  for (size_t l = layers; l-- > plan.lowest_trained_layer;) {
     const LayerPlan& layer = plan.layers[l];
-    const BlockSaved& saved = w->block(l);
-    LR_RETURN_IF_ERROR(recompute(layer, batch, w->input(l), seed, saved, w));
+    const BlockSaved& saved = w->blocks[l];
+    const bool ends_segment = w->keep.mode == Mode::kCheckpointed && (l + 1) % w->keep.every == 0 && l + 1 < layers;
+    if (ends_segment) LR_RETURN_IF_ERROR(run_blocks(plan, batch, l + 1 - w->keep.every, l, seed, w));
+    // The last block's rows are still those of the forward, and within a segment those of its second run.
+    const bool kept = l + 1 == layers || (w->keep.mode != Mode::kSelective && !ends_segment);
+    LR_RETURN_IF_ERROR(recompute(layer, batch, w->inputs[l], seed, saved, kept, w));
     const bool needs_input_gradient = l > plan.lowest_trained_layer || plan.grad_embedding != nullptr;
-    LR_RETURN_IF_ERROR(block_backward(layer, batch, w->input(l), seed, saved, needs_input_gradient, w));
+    LR_RETURN_IF_ERROR(block_backward(layer, batch, w->inputs[l], seed, saved, needs_input_gradient, w));
   }
   if (plan.grad_embedding == nullptr) return {};
   return embedding_backward(context_, batch.ids.data(), tokens, w->d_stream, config_.vocab, config_.hidden, plan.grad_embedding);

@@ -37,12 +37,17 @@ class Layout {
   std::map<std::string, size_t> components_;
 };
 
+constexpr const char* kSaved = "activations";
+
+void lay_attention(Layout& layout, const DecoderConfig& c, DType type, size_t t, BlockSaved* b) {
+  b->attention = layout.rows(kSaved, t, c.query_width(), type);
+  b->lse = layout.floats(kSaved, t, c.heads);
+}
+
 BlockSaved lay_block(Layout& layout, const DecoderConfig& c, const LayerPlan& plan, DType type, size_t t) {
-  constexpr const char* kSaved = "activations";
   BlockSaved b;
   b.qkv = layout.rows(kSaved, t, c.qkv_width(), type);
-  b.attention = layout.rows(kSaved, t, c.query_width(), type);
-  b.lse = layout.floats(kSaved, t, c.heads);
+  lay_attention(layout, c, type, t, &b);
   b.inv_rms_in = layout.floats(kSaved, t, 1);
   b.inv_rms_mid = layout.floats(kSaved, t, 1);
   b.gate_up = layout.rows(kSaved, t, 2 * c.ffn, type);
@@ -65,16 +70,37 @@ LayerPlan widest(const ModelPlan& plan) {
   return wide;
 }
 
-void lay_out(Layout& layout, const DecoderConfig& c, const ModelPlan& plan, Mode mode, DType type, size_t t, Workspace* w) {
-  const size_t layers = plan.layers.size();
-  w->inputs.assign(mode == Mode::kForward ? 1 : layers + 1, nullptr);
-  for (float*& input : w->inputs) input = layout.floats("activations", t, c.hidden);
-  w->blocks.clear();
-  if (mode == Mode::kTrain) {
-    for (const LayerPlan& layer : plan.layers) w->blocks.push_back(lay_block(layout, c, layer, type, t));
-  } else {
-    w->blocks.push_back(lay_block(layout, c, widest(plan), type, t));
+// The stream at the begin of each block and after the last one. Without a backward it is one; between the inputs that are kept,
+// segments share theirs.
+void lay_inputs(Layout& layout, const DecoderConfig& c, Retention keep, size_t layers, size_t t, Workspace* w) {
+  const auto stream = [&] { return layout.floats(kSaved, t, c.hidden); };
+  w->inputs.assign(layers + 1, nullptr);
+  if (keep.mode == Mode::kForward) {
+    w->inputs.assign(layers + 1, stream());
+    return;
   }
+  for (size_t l = 0; l <= layers; ++l) {
+    const bool kept = keep.mode != Mode::kCheckpointed || l % keep.every == 0 || l < keep.every || l == layers;
+    w->inputs[l] = kept ? stream() : w->inputs[l % keep.every];
+  }
+}
+
+void lay_blocks(Layout& layout, const DecoderConfig& c, const ModelPlan& plan, Retention keep, DType type, size_t t, Workspace* w) {
+  const size_t layers = plan.layers.size();
+  w->blocks.clear();
+  if (keep.mode == Mode::kTrain) {
+    for (const LayerPlan& layer : plan.layers) w->blocks.push_back(lay_block(layout, c, layer, type, t));
+    return;
+  }
+  const size_t own = keep.mode == Mode::kCheckpointed ? std::min(keep.every, layers) : std::min<size_t>(1, layers);
+  for (size_t l = 0; l < own; ++l) w->blocks.push_back(lay_block(layout, c, widest(plan), type, t));
+  for (size_t l = own; l < layers; ++l) w->blocks.push_back(w->blocks[l % own]);
+  for (size_t l = own; l < layers && keep.mode == Mode::kSelective; ++l) lay_attention(layout, c, type, t, &w->blocks[l]);
+}
+
+void lay_out(Layout& layout, const DecoderConfig& c, const ModelPlan& plan, Retention keep, DType type, size_t t, Workspace* w) {
+  lay_inputs(layout, c, keep, plan.layers.size(), t, w);
+  lay_blocks(layout, c, plan, keep, type, t, w);
   constexpr const char* kScratch = "workspace";
   const auto rows_over = [&](void* memory, size_t columns) { return Rows{memory, columns, type}; };
   w->mid = layout.floats(kScratch, t, c.hidden);
@@ -87,7 +113,7 @@ void lay_out(Layout& layout, const DecoderConfig& c, const ModelPlan& plan, Mode
   // The head runs between the blocks' forward and backward, when their scratch is free.
   w->head_in = static_cast<float*>(w->hidden_ffn.data);
   w->head_normed = w->normed;
-  if (mode == Mode::kForward) return;
+  if (keep.mode == Mode::kForward) return;
   w->d_stream = layout.floats(kScratch, t, c.hidden);
   w->d_stream_rounded =
       type == DType::kBF16 ? static_cast<uint16_t*>(layout.rows(kScratch, t, c.hidden, type).data) : nullptr;
@@ -104,27 +130,28 @@ void lay_out(Layout& layout, const DecoderConfig& c, const ModelPlan& plan, Mode
 
 }  // namespace
 
-Status Workspace::prepare(const DecoderConfig& config, const ModelPlan& plan, Mode wanted_mode, DType wanted_type, size_t wanted_tokens) {
-  if (wanted_tokens <= tokens && wanted_mode == mode && wanted_type == type && revision_ == plan.revision) return {};
+Status Workspace::prepare(const DecoderConfig& config, const ModelPlan& plan, Retention wanted, DType wanted_type, size_t wanted_tokens) {
+  if (wanted_tokens <= tokens && wanted == keep && wanted_type == type && revision_ == plan.revision) return {};
   const size_t grown = std::max(wanted_tokens, tokens);
   Layout count(nullptr);
-  lay_out(count, config, plan, wanted_mode, wanted_type, grown, this);
+  lay_out(count, config, plan, wanted, wanted_type, grown, this);
   tokens = 0;
   revision_ = 0;
   if (count.total() > arena_.bytes()) LR_RETURN_IF_ERROR(arena_.allocate(count.total(), "activations and workspace"));
   Layout place(arena_.as<unsigned char>());
-  lay_out(place, config, plan, wanted_mode, wanted_type, grown, this);
+  lay_out(place, config, plan, wanted, wanted_type, grown, this);
   tokens = grown;
-  mode = wanted_mode;
+  keep = wanted;
   type = wanted_type;
   revision_ = plan.revision;
   return {};
 }
 
-std::map<std::string, size_t> Workspace::estimate(const DecoderConfig& config, const ModelPlan& plan, Mode mode, DType type, size_t tokens) {
+std::map<std::string, size_t> Workspace::estimate(const DecoderConfig& config, const ModelPlan& plan, Retention keep, DType type,
+                                                  size_t tokens) {
   Layout count(nullptr);
   Workspace unused;
-  lay_out(count, config, plan, mode, type, tokens, &unused);
+  lay_out(count, config, plan, keep, type, tokens, &unused);
   return count.components();
 }
 

@@ -14,7 +14,17 @@ namespace lowrank {
 enum class Mode {
   kForward,        // nothing is kept for a backward
   kTrain,          // every block keeps what its backward reads, but for what is cheap to compute again
-  kCheckpointed,   // a block keeps only its input; the rest is computed again in the backward
+  kSelective,      // a block keeps its input and what attention made; its products are computed again in the backward
+  kCheckpointed,   // only inputs of blocks are kept; the rest is computed again in the backward
+};
+
+// What a forward keeps for its backward.                                Chen et al. 2016, arXiv:1604.06174
+struct Retention {
+  Mode mode;
+  size_t every;  // kCheckpointed: the input of every so manieth block is kept; blocks between two run forward once more together
+
+  Retention(Mode mode, size_t every = 1) : mode(mode), every(every) {}  // NOLINT(google-explicit-constructor)
+  bool operator==(const Retention&) const = default;
 };
 
 // What a block's backward reads. T tokens each. Rows are in the workspace's type.
@@ -33,11 +43,11 @@ struct BlockSaved {
 
 struct Workspace {
   size_t tokens = 0;
-  Mode mode = Mode::kForward;
+  Retention keep = Mode::kForward;
   DType type = DType::kF32;        // of Rows: kF32 or kBF16
 
-  std::vector<float*> inputs;      // [layers + 1] of [T, hidden]: each block's input, then the last block's output; one shared when forward only
-  std::vector<BlockSaved> blocks;  // a block's own, or one shared
+  std::vector<float*> inputs;      // [layers + 1] of [T, hidden]: each block's input, then the last block's output; some may share memory
+  std::vector<BlockSaved> blocks;  // [layers]; some may share memory
   float* mid = nullptr;            // [T, hidden]: the residual stream after a block's attention
   Rows normed;                     // [T, hidden]
   Rows hidden_ffn;                 // [T, ffn]
@@ -57,19 +67,17 @@ struct Workspace {
   float* d_head = nullptr;         // [T, hidden]
   float* inv_rms_head = nullptr;   // [T]
 
-  const BlockSaved& block(size_t layer) const { return blocks[blocks.size() == 1 ? 0 : layer]; }
-  float* input(size_t layer) const { return inputs.size() == 1 ? inputs[0] : inputs[layer]; }
-
   // The gradient of the stream as an operand of products.
   ConstRows d_stream_rows(size_t hidden) const {
     return type == DType::kBF16 ? ConstRows{d_stream_rounded, hidden, type} : ConstRows{d_stream, hidden};
   }
 
   // Lays the buffers out for `tokens` (grown when more come). kOutOfMemory names what was wanted.
-  Status prepare(const DecoderConfig&, const ModelPlan&, Mode mode, DType type, size_t tokens);
+  Status prepare(const DecoderConfig&, const ModelPlan&, Retention keep, DType type, size_t tokens);
 
   // Bytes by component that prepare would take.
-  static std::map<std::string, size_t> estimate(const DecoderConfig&, const ModelPlan&, Mode mode, DType type, size_t tokens);
+  static std::map<std::string, size_t> estimate(const DecoderConfig&, const ModelPlan&, Retention keep, DType type,
+                                                size_t tokens);
 
  private:
   Buffer arena_;

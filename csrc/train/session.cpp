@@ -78,10 +78,9 @@ Status Session::accumulate(const Batch& batch, std::span<const int32_t> targets,
     if (!same) return error(Code::kInvalidOption, "the model's trainable parameters changed since this session was made");
     plan_ = make_plan(*model_, true, [this](const Parameter& p) { return gradient_of(p); });
   }
-  const Mode mode = options_.checkpointing ? Mode::kCheckpointed : Mode::kTrain;
   const uint64_t key = micro_batch_key(seed, step, micro);
-  LR_RETURN_IF_ERROR(workspace_.prepare(model_->config(), plan_, mode, activation_type(context_), std::max(options_.max_tokens, batch.ids.size())));
-  LR_RETURN_IF_ERROR(decoder_.forward(plan_, batch, mode, key, &workspace_));
+  LR_RETURN_IF_ERROR(workspace_.prepare(model_->config(), plan_, options_.keep, activation_type(context_), std::max(options_.max_tokens, batch.ids.size())));
+  LR_RETURN_IF_ERROR(decoder_.forward(plan_, batch, options_.keep, key, &workspace_));
   return decoder_.loss(plan_, batch, targets, grad_scale, key, &workspace_, loss);
 }
 
@@ -114,17 +113,16 @@ Result<const Session::State*> Session::find(const std::string& name) const {
   return error(Code::kInvalidOption, "parameter %s is not trained in this session", name.c_str());
 }
 
-std::map<std::string, size_t> Session::plan() const { return estimate(context_, *model_, options_.max_tokens, options_.checkpointing); }
+std::map<std::string, size_t> Session::plan() const { return estimate(context_, *model_, options_.max_tokens, options_.keep); }
 
-std::map<std::string, size_t> Session::estimate(const Context& context, const Model& model, size_t max_tokens, bool checkpointing) {
+std::map<std::string, size_t> Session::estimate(const Context& context, const Model& model, size_t max_tokens, Retention keep) {
   std::map<std::string, size_t> components;
   // With every trained parameter given some gradient the plan has the shape of the real one.
   float placeholder = 0;
   const ModelPlan plan = make_plan(model, true, [&](const Parameter& p) { return p.trainable ? &placeholder : nullptr; });
   if (max_tokens > 0) {
     const Context computing{context.pool, context.kernels, model.compute()};
-    const Mode mode = checkpointing ? Mode::kCheckpointed : Mode::kTrain;
-    components = Workspace::estimate(model.config(), plan, mode, activation_type(computing), max_tokens);
+    components = Workspace::estimate(model.config(), plan, keep, activation_type(computing), max_tokens);
   }
   for (const Slot& slot : model.slots()) {
     if (slot.owner != nullptr) components["weights"] += slot.value.rows * slot.value.stride;

@@ -12,7 +12,7 @@ namespace lowrank {
 
 struct SessionOptions {
   size_t max_tokens = 0;        // of a micro-batch; more are taken, at the cost of growing the workspace
-  bool checkpointing = false;   // keep only each block's input and compute the rest again
+  Retention keep = Mode::kTrain;
   std::vector<std::string> no_decay;   // parameters without weight decay
 };
 
@@ -50,7 +50,7 @@ class Session {
   std::map<std::string, size_t> plan() const;
 
   // What a session would hold for these options, by component, before anything is allocated.
-  static std::map<std::string, size_t> estimate(const Context&, const Model&, size_t max_tokens, bool checkpointing);
+  static std::map<std::string, size_t> estimate(const Context&, const Model&, size_t max_tokens, Retention keep);
 
  private:
   Session(Context& context, std::shared_ptr<Model> model, SessionOptions options);

@@ -44,7 +44,7 @@ async function backward(
   publicName: (name: string) => string,
 ): Promise<LossAndGradients> {
   const shapes = new Map(model.parameters().map((parameter) => [parameter.name, parameter.shape]));
-  const session = call(() => native().createSession(model, { maxTokens: batch.ids.length, checkpointing: false, noDecay: [] }));
+  const session = call(() => native().createSession(model, { maxTokens: batch.ids.length, keep: { mode: 'all', every: 1 }, noDecay: [] }));
   try {
     const { nllSum } = await session.accumulate(batch, { gradScale: 1 / tokens, seed: 0, step: 0, micro: 0 });
     const gradients = new Map<string, Tensor>();

@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { TRUNCATIONS } from '../data/truncation.ts';
+import { byteSize } from './byte_size.ts';
 
 const text = z.string().min(1);
 const count = z.int().min(1);
@@ -9,6 +10,13 @@ const interval = z
   .number()
   .positive()
   .refine((value) => value < 1 || Number.isInteger(value), { error: 'an integer, or a share of all steps below 1' });
+
+const gradientCheckpointing = z.union(
+  [flag, z.enum(['full', 'selective']), z.strictObject({ every: count }), z.strictObject({ budget: byteSize })],
+  { error: "true, false, 'full', 'selective', { every: layers } or { budget: '6GiB' } ('offload' is not available yet)" },
+);
+/** `args.gradientCheckpointing`, with a budget in bytes. */
+export type GradientCheckpointing = z.output<typeof gradientCheckpointing>;
 
 const OPTIMIZERS = ['adamw_torch', 'adamw_torch_fused'] as const;
 export const SCHEDULERS = [
@@ -106,9 +114,11 @@ export const trainingArgumentsSchema = z.strictObject({
       "true: the large products take bfloat16 operands where the CPU can (systemInfo().bf16; elsewhere fp32, which the log says), and so they do in the model afterwards; false: fp32; 'auto': the model's dtype where it was given one, else whichever is faster (systemInfo().computeType).",
     ),
   fp16: flag.default(false).describe('A CPU trains in no fp16: the type that bf16 says is used, and the log names it.'),
-  gradientCheckpointing: flag
+  gradientCheckpointing: gradientCheckpointing
     .default(false)
-    .describe("Recompute each layer's activations in the backward pass: less memory, a third more work."),
+    .describe(
+      "Compute activations again in the backward pass instead of keeping them; gradients have the same bits. true or 'full': keep each layer's input only, a third more work; 'selective': what attention made too; { every: n }: the inputs of every n-th layer; { budget: '6GiB' }: the cheapest of these whose plan (trainer.plan()) fits.",
+    ),
   neftuneNoiseAlpha: z
     .union([z.literal(0), z.null()], { error: 'nothing (NEFTune is not available yet)' })
     .optional()

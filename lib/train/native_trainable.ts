@@ -7,6 +7,7 @@ import {
   type NativeComputeType,
   type NativeLoss,
   type NativeModel,
+  type NativeRetention,
   type NativeSession,
   type NativeTensorData,
   type NativeTrainBatch,
@@ -25,7 +26,7 @@ const PROBE_VALUES = 64;
 export interface SessionOptions {
   /** Most tokens of a micro-batch. */
   maxTokens: number;
-  checkpointing: boolean;
+  keep: NativeRetention;
   computeType: NativeComputeType;
 }
 

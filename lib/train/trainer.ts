@@ -4,11 +4,12 @@ import { prepareToRender } from '../data/prepare_to_render.ts';
 import { LowrankError } from '../errors.ts';
 import { CausalLM } from '../model/causal_lm.ts';
 import { getPeftModel, PeftModel } from '../model/peft_model.ts';
-import { call, type NativeComputeType, type NativeTrainBatch, native } from '../native.ts';
+import { type NativeComputeType, type NativeRetention, type NativeTrainBatch, native } from '../native.ts';
 import { withCommas } from '../numbers.ts';
 import type { DataSource } from '../options/data_source.ts';
 import { parseTrainerOptions, type ResolvedTrainerOptions, type TrainerOptions } from '../options/trainer_options.ts';
 import type { TrainingStep } from './callbacks.ts';
+import { retentionName, retentionOf } from './checkpointing.ts';
 import { type EvaluationMetrics, evaluateBatches } from './evaluation.ts';
 import { NativeTrainable, trainedAdapter } from './native_trainable.ts';
 import { createProgress, type Progress } from './progress.ts';
@@ -74,10 +75,11 @@ export class LoraTrainer {
     try {
       const { args, callbacks, signal } = this.#options;
       const prepared = await this.#prepare();
-      this.#announce(prepared);
+      const keep = await this.#retention(prepared);
+      this.#announce(prepared, keep);
       const trainable = await NativeTrainable.create(prepared.peft, {
         maxTokens: prepared.maxTokens,
-        checkpointing: args.gradientCheckpointing,
+        keep,
         computeType: this.#computeType(prepared.peft),
       });
       try {
@@ -114,11 +116,18 @@ export class LoraTrainer {
 
   /** What a training will hold in memory, in bytes by component. Loads the model and the data, which are mapped or small, and allocates nothing else. */
   async plan(): Promise<TrainingMemory> {
-    const { peft, maxTokens } = await this.#prepare();
-    const checkpointing = this.#options.args.gradientCheckpointing;
+    const prepared = await this.#prepare();
+    const keep = await this.#retention(prepared);
+    return await prepared.peft.core.run((model) => native().planSession(model, { maxTokens: prepared.maxTokens, keep }));
+  }
+
+  /** What a training's forward keeps. The model goes on computing in the training's type. */
+  async #retention({ peft, maxTokens }: Prepared): Promise<NativeRetention> {
     return await peft.core.run((model) => {
       model.setCompute(this.#computeType(peft));
-      return native().planSession(model, { maxTokens, checkpointing });
+      return retentionOf(this.#options.args.gradientCheckpointing, model.config.layers, (keep) =>
+        native().planSession(model, { maxTokens, keep }),
+      );
     });
   }
 
@@ -207,7 +216,7 @@ export class LoraTrainer {
     return wanted && bf16 ? 'bf16' : 'f32';
   }
 
-  #announce({ peft, train }: Prepared): void {
+  #announce({ peft, train }: Prepared, keep: NativeRetention): void {
     const { args } = this.#options;
     const { isa, threads } = native().systemInfo();
     const bf16 = this.#computeType(peft) === 'bf16';
@@ -218,6 +227,7 @@ export class LoraTrainer {
       `trainable params: ${withCommas(trainable)} || all params: ${withCommas(all)} || trainable%: ${((100 * trainable) / all).toFixed(4)}`,
       `supervised tokens: ${withCommas(supervised)} of ${withCommas(tokens)} in ${withCommas(rows)} rows${args.packing ? `, packed into ${withCommas(train.units)}` : ''}`,
     ];
+    if (keep.mode !== 'all') lines.push(`gradient checkpointing: ${retentionName(keep)}`);
     for (const line of lines) this.#progress.message(line);
     if (args.fp16) this.#progress.warn(`fp16: there is no fp16 training on a CPU, ${bf16 ? 'bf16' : 'fp32'} takes its place`);
     if (empty > 0) this.#progress.warn(`${withCommas(empty)} rows have nothing to learn from and are left out`);
