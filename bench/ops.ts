@@ -70,7 +70,7 @@ function loraCases(): OpCase[] {
   ];
 }
 
-/** Activations are stored in the compute type; the gradients of q, k and v, which are summed up in pieces, in fp32. */
+/** Activations and gradients are stored in the compute type. */
 function attentionCases(compute: NativeComputeType): OpCase[] {
   const { heads, kvHeads, headDim } = model;
   const bytes = compute === 'bf16' ? 2 : 4;
@@ -89,7 +89,7 @@ function attentionCases(compute: NativeComputeType): OpCase[] {
         shape,
         flops: 10 * pairs * heads * headDim,
         read: bytes * (3 * q + 2 * kv),
-        written: 4 * (q + 2 * kv),
+        written: bytes * (q + 2 * kv),
       },
     ];
   });

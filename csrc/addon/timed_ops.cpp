@@ -110,9 +110,9 @@ TimedOp attention_op(const OpCase& c, Operands* operands, bool forward) {
   const TimedOp forward_op = [=](Context& context) { return attention_forward(context, shape, sequences, q, k, v, o, lse); };
   if (forward) return forward_op;
   const ConstRows d_o = operands->random_rows(c.rows, rows, q_stride);
-  const Rows dq{operands->zeros(rows * q_stride), q_stride};
-  const Rows dk{operands->zeros(rows * kv_stride), kv_stride}, dv{operands->zeros(rows * kv_stride), kv_stride};
-  float* scratch = operands->zeros(attention_backward_scratch(shape, rows) / sizeof(float));
+  const Rows dq = operands->random_rows(c.rows, rows, q_stride);
+  const Rows dk = operands->random_rows(c.rows, rows, kv_stride), dv = operands->random_rows(c.rows, rows, kv_stride);
+  float* scratch = operands->zeros(attention_backward_scratch(shape, rows, rows, c.rows) / sizeof(float));
   // o and lse are what the first run's forward leaves; later ones find them.
   return [=, ready = std::make_shared<bool>(false)](Context& context) {
     if (!*ready) LR_RETURN_IF_ERROR(forward_op(context));

@@ -58,7 +58,7 @@ struct Workspace {
   uint16_t* d_stream_rounded = nullptr;  // the same in bf16, where that is the type
   float* d_normed = nullptr;       // [T, hidden]
   Rows d_ffn;                      // [T, ffn]
-  Rows d_qkv;                      // [T, qkv_width], fp32: attention adds it up in pieces
+  Rows d_qkv;                      // [T, qkv_width]
   Rows d_attention;                // [T, query_width]
   void* attention_scratch = nullptr;
   // Of the head: supervised rows only.
