@@ -51,3 +51,15 @@ export {
   loraLinearBackward,
 } from './kernels/linear.ts';
 export { type AdamWOptions, adamW, gradNorm } from './kernels/optimizer.ts';
+export {
+  createDynamicMap,
+  dequantize4bit,
+  dequantizeBlockwise,
+  type Quantize4bitOptions,
+  type QuantizeBlockwiseOptions,
+  type Quantized4bitState,
+  type QuantizedBlockwiseState,
+  type QuantType,
+  quantize4bit,
+  quantizeBlockwise,
+} from './kernels/quantize.ts';

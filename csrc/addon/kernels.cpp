@@ -15,6 +15,8 @@
 #include "ops/gemm.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/lora_linear.h"
+#include "ops/quantize_4bit.h"
+#include "ops/quantize_blockwise.h"
 #include "ops/rmsnorm.h"
 #include "ops/rope.h"
 #include "ops/swiglu.h"
@@ -109,6 +111,82 @@ Status run_dequantize(Context& context, Arguments& in) {
   float* const out = in.floats();
   if (!in.ok()) return {};
   return dequantize(context, weight, out);
+}
+
+// ── quantisation ──
+
+// x, n, blockSize, quantType, packed, absmax
+Status run_quantize_4bit(Context& context, Arguments& in) {
+  const float* const x = in.floats();
+  const size_t n = in.size(), block = in.size();
+  const std::string name = in.text();
+  uint8_t* const packed = in.bytes();
+  float* const absmax = in.floats();
+  if (!in.ok()) return {};
+  const Result<DType> type = weight_type(name);
+  if (!type.ok()) return type.status();
+  return quantize_4bit(context, x, n, block, type.value(), packed, absmax);
+}
+
+// packed, n, blockSize, code[16], absmax, out
+Status run_dequantize_4bit(Context& context, Arguments& in) {
+  const uint8_t* const packed = in.bytes();
+  const size_t n = in.size(), block = in.size();
+  const float *const code = in.floats(), *const absmax = in.floats();
+  float* const out = in.floats();
+  if (!in.ok()) return {};
+  return dequantize_4bit(context, packed, n, block, code, absmax, out);
+}
+
+// quantType, out[16]
+Status run_codes_4bit(Context&, Arguments& in) {
+  const std::string name = in.text();
+  float* const out = in.floats();
+  if (!in.ok()) return {};
+  const Result<DType> type = weight_type(name);
+  if (!type.ok()) return type.status();
+  std::copy_n(codes_4bit(type.value()), 16, out);
+  return {};
+}
+
+// absmax, n, result: [mean]
+Status run_mean_absmax(Context&, Arguments& in) {
+  const float* const absmax = in.floats();
+  const size_t n = in.size();
+  float* const result = in.floats();
+  if (!in.ok()) return {};
+  *result = mean_absmax(absmax, n);
+  return {};
+}
+
+// x, n, blockSize, code[256], out, absmax
+Status run_quantize_blockwise(Context& context, Arguments& in) {
+  const float* const x = in.floats();
+  const size_t n = in.size(), block = in.size();
+  const float* const code = in.floats();
+  uint8_t* const out = in.bytes();
+  float* const absmax = in.floats();
+  if (!in.ok()) return {};
+  return quantize_blockwise(context, x, n, block, code, out, absmax);
+}
+
+// codes, n, blockSize, code[256], absmax, out
+Status run_dequantize_blockwise(Context& context, Arguments& in) {
+  const uint8_t* const codes = in.bytes();
+  const size_t n = in.size(), block = in.size();
+  const float *const code = in.floats(), *const absmax = in.floats();
+  float* const out = in.floats();
+  if (!in.ok()) return {};
+  return dequantize_blockwise(context, codes, n, block, code, absmax, out);
+}
+
+// signed, out[256]
+Status run_dynamic_map(Context&, Arguments& in) {
+  const bool is_signed = in.flag();
+  float* const out = in.floats();
+  if (!in.ok()) return {};
+  dynamic_map(is_signed, out);
+  return {};
 }
 
 // ── attention ──
@@ -391,6 +469,13 @@ void register_kernels(Napi::Env env, Napi::Object exports) {
   set("loraLinear", call<run_lora_linear_forward>);
   set("loraLinearBackward", call<run_lora_linear_backward>);
   set("dequantize", call<run_dequantize>);
+  set("quantize4bit", call<run_quantize_4bit>);
+  set("dequantize4bit", call<run_dequantize_4bit>);
+  set("codes4bit", call<run_codes_4bit>);
+  set("meanAbsmax", call<run_mean_absmax>);
+  set("quantizeBlockwise", call<run_quantize_blockwise>);
+  set("dequantizeBlockwise", call<run_dequantize_blockwise>);
+  set("dynamicMap", call<run_dynamic_map>);
   set("attention", call<run_attention>);
   set("attentionBackward", call<run_attention_backward>);
   set("ropeFrequencies", call<run_rope_frequencies>);

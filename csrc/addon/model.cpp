@@ -19,14 +19,6 @@ constexpr napi_type_tag kModelTag = {0x6c6f7772616e6b01, 0x9b5f0d3c2e7a4411};
 Status disposed() { return error(Code::kInvalidOption, "the model has been disposed of"); }
 Status in_use() { return error(Code::kInvalidOption, "the model is in use by a call that has not finished; await it first"); }
 
-// Gives a slot its tensor, on another thread.
-Napi::Value bind_async(Napi::Env env, const std::shared_ptr<ModelState>& state, std::function<Status(Model&)> work, Napi::Object keep) {
-  return run_async(
-      env,
-      [model = state->model, binding = std::make_shared<Binding>(state), work = std::move(work)] { return work(*model); },
-      [](Napi::Env done) { return done.Undefined(); }, keep);
-}
-
 template <class T>
 Status take(Result<T> result, T* out) {
   if (!result.ok()) return result.status();
@@ -410,6 +402,20 @@ std::shared_ptr<ModelState> unwrap_model(const Napi::Value& value) {
   return state;
 }
 
+Napi::Value bind_async(Napi::Env env, const std::shared_ptr<ModelState>& state, std::function<Status(Model&)> work, Napi::Object keep) {
+  return run_async(
+      env,
+      [model = state->model, binding = std::make_shared<Binding>(state), work = std::move(work)] { return work(*model); },
+      [](Napi::Env done) { return done.Undefined(); }, keep);
+}
+
+std::shared_ptr<ModelState> unwrap_idle_model(const Napi::Value& value) {
+  std::shared_ptr<ModelState> state = unwrap_model(value);
+  if (state == nullptr || (!state->binding && state->running == 0)) return state;
+  throw_status(value.Env(), in_use());
+  return nullptr;
+}
+
 void register_model(Napi::Env env, Napi::Object exports) {
   auto model_class = std::make_shared<Napi::FunctionReference>(Napi::Persistent(ModelObject::define(env)));
   auto cache_class = std::make_shared<Napi::FunctionReference>(Napi::Persistent(define_generator(env)));
@@ -425,6 +431,7 @@ void register_model(Napi::Env env, Napi::Object exports) {
   }));
   register_session(env, exports);
   register_save(env, exports);
+  register_quantize(env, exports);
 }
 
 }  // namespace lowrank::addon

@@ -50,6 +50,11 @@ class Binding {
 // The state behind a NativeModel; null after throwing where `value` is none, or is disposed of.
 std::shared_ptr<ModelState> unwrap_model(const Napi::Value& value);
 
+// The model behind a NativeModel for a call that gives it a tensor; null after throwing, also where another call runs on it.
+std::shared_ptr<ModelState> unwrap_idle_model(const Napi::Value& value);
+// Runs `work` on another thread while the model may not be used otherwise. `keep` lives until then.
+Napi::Value bind_async(Napi::Env env, const std::shared_ptr<ModelState>& state, std::function<Status(Model&)> work, Napi::Object keep);
+
 // A batch with arrays of its own, so that JavaScript may reuse its own meanwhile.
 struct OwnedBatch {
   std::vector<int32_t> ids, positions, starts, targets;
@@ -76,5 +81,6 @@ Napi::Value create_generator(Napi::FunctionReference& generator_class, const std
 
 void register_session(Napi::Env env, Napi::Object exports);
 void register_save(Napi::Env env, Napi::Object exports);
+void register_quantize(Napi::Env env, Napi::Object exports);
 
 }  // namespace lowrank::addon

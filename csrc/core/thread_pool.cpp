@@ -8,6 +8,8 @@
 #include <cstring>
 #include <string>
 
+#include "core/denormals.h"
+
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -28,27 +30,6 @@ inline void pause() {
   asm volatile("yield");
 #endif
 }
-
-// Flush denormals while native work runs; the caller's mode comes back, as V8's arithmetic must not change.
-class FlushDenormals {
- public:
-#if defined(__x86_64__)
-  FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
-  ~FlushDenormals() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#elif defined(__aarch64__)
-  FlushDenormals() {
-    asm volatile("mrs %0, fpcr" : "=r"(saved_));
-    asm volatile("msr fpcr, %0" ::"r"(saved_ | (uint64_t{1} << 24)));
-  }
-  ~FlushDenormals() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
-
- private:
-  uint64_t saved_;
-#endif
-};
 
 // Whole cores that the cgroup's quota allows; 0 where there is none.
 size_t quota_cores() {

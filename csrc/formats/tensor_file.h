@@ -44,6 +44,12 @@ class TensorFile {
   // nor a block type that is unpacked here.
   Result<Matrix> rows(const TensorInfo& tensor) const;
 
+  // Gives back the memory that a tensor's data takes while it is mapped, until it is read again.
+  void release(const TensorInfo& tensor) const {
+    const auto begin = static_cast<size_t>(static_cast<const unsigned char*>(tensor.data) - mapping_->data());
+    mapping_->release(begin, begin + tensor.bytes);
+  }
+
   // Those whose values take at most `most_bytes` in the file, in its order.
   std::vector<std::string_view> metadata_keys(size_t most_bytes = SIZE_MAX) const;
   // safetensors: strings. INVALID_OPTION where there is no such key.

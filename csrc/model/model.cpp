@@ -129,6 +129,49 @@ Status Model::set_tensor(const std::string& name, std::span<const float> values,
   return {};
 }
 
+Result<Slot*> Model::find_matrix(const std::string& name) {
+  Slot* slot = const_cast<Slot*>(find_slot(name));
+  if (slot == nullptr) return error(Code::kInvalidConfig, "this model has no tensor named %s", name.c_str());
+  if (slot->shape.size() == 2) return slot;
+  return error(Code::kInvalidOption, "tensor %s is a vector, which is never quantised", name.c_str());
+}
+
+template <class Fill>
+Status Model::replace(Slot* slot, DType type, const Fill& fill) {
+  const Matrix shape = matrix(nullptr, type, slot->shape[0], slot->shape[1]);
+  auto values = std::make_shared<Buffer>();
+  LR_RETURN_IF_ERROR(values->allocate(shape.rows * shape.stride, slot->name.c_str()));
+  const Status filled = fill(shape, values->as<>());
+  if (!filled.ok()) return error(filled.code(), "tensor %s: %s", slot->name.c_str(), filled.message().c_str());
+  slot->value = matrix(values->as<>(), type, shape.rows, shape.cols);
+  slot->owner = std::move(values);
+  ++revision_;
+  return {};
+}
+
+Status Model::quantize(Context& context, const std::string& name, const QuantizeOptions& options) {
+  const Result<Slot*> found = find_matrix(name);
+  if (!found.ok()) return found.status();
+  Slot* const slot = found.value();
+  if (slot->owner == nullptr) return error(Code::kInvalidConfig, "tensor %s has no values yet", name.c_str());
+  return replace(slot, options.type,
+                 [&](const Matrix&, void* out) { return quantize_weight(context, slot->value, options, out); });
+}
+
+Status Model::set_4bit(Context& context, const std::string& name, std::span<const uint8_t> packed, std::span<const float> absmax,
+                       size_t block, DType type) {
+  const Result<Slot*> found = find_matrix(name);
+  if (!found.ok()) return found.status();
+  const size_t weights = found.value()->elements();
+  if (block == 0 || packed.size() != ceil_div(weights, 2) || absmax.size() != ceil_div(weights, block)) {
+    return error(Code::kShapeMismatch, "tensor %s got %zu bytes of codes and %zu magnitudes; expected those of %zu weights in blocks of %zu",
+                 name.c_str(), packed.size(), absmax.size(), weights, block);
+  }
+  return replace(found.value(), type, [&](const Matrix& shape, void* out) {
+    return store_4bit(context, packed.data(), absmax.data(), block, shape, out);
+  });
+}
+
 Status Model::ready() const {
   std::string missing;
   size_t count = 0;

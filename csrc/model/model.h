@@ -11,6 +11,7 @@
 #include "core/context.h"
 #include "model/config.h"
 #include "ops/matrix.h"
+#include "ops/quantize_4bit.h"
 
 namespace lowrank {
 
@@ -76,6 +77,10 @@ class Model {
               std::shared_ptr<const void> owner, size_t unpermute_heads);
   // Copies fp32 values; matrices are stored as `type`: kF32, kBF16 or kF16.
   Status set_tensor(const std::string& slot, std::span<const float> values, DType type = DType::kF32);
+  // Stores the tensor that a matrix's slot has as NF4 or FP4 instead, in memory of its own.
+  Status quantize(Context&, const std::string& slot, const QuantizeOptions& options);
+  // Stores bitsandbytes' bytes in a matrix's slot: the codes of its rows, and their magnitudes (not nested any more).
+  Status set_4bit(Context&, const std::string& slot, std::span<const uint8_t> packed, std::span<const float> absmax, size_t block, DType type);
   // kInvalidConfig lists the slots that have no tensor.
   Status ready() const;
 
@@ -125,6 +130,10 @@ class Model {
   };
 
   explicit Model(DecoderConfig config);
+  Result<Slot*> find_matrix(const std::string& name);
+  // Its tensor is stored as `type` in memory of its own from now on, which fill(values) fills first.
+  template <class Fill>
+  Status replace(Slot* slot, DType type, const Fill& fill);
   size_t add_slot(std::string name, std::vector<size_t> shape);
   Adapter* find_adapter(const std::string& name) const;
   Status make_parameter(std::string name, std::vector<size_t> shape, Parameter* out);

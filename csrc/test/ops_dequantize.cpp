@@ -1,6 +1,6 @@
-// Every storage type against the gguf package's own values, bit for bit, at every level and for any
-// cut of columns.
-//   ops_dequantize [folder of fixtures, made by test/reference/make_dequant_fixture.py]
+// Every storage type against the gguf package's own values (NF4 and FP4: bitsandbytes'), bit for bit, at
+// every level and for any cut of columns.
+//   ops_dequantize [folder of fixtures, made by test/reference/make_dequant_fixture.py and make_bitsandbytes_fixture.py]
 #include <cstring>
 
 #include "ops/dequantize.h"

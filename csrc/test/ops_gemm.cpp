@@ -70,6 +70,11 @@ std::unique_ptr<Weight> random_weight(Context& context, Random& random, DType ty
     for (size_t block = 0; block < cols / info.block_elements;
          ++block) {  // scales are small and finite
       unsigned char* bytes = row + block * info.block_bytes;
+      if (type == DType::kNF4 || type == DType::kFP4) {
+        const float absmax = 0.01f * random.normal();
+        std::memcpy(bytes, &absmax, 4);
+        continue;
+      }
       for (size_t i = 0; i + 1 < info.block_bytes; ++i) {
         if (!is_scale_byte(type, i) || !is_scale_byte(type, i + 1) || (i & 1)) continue;
         const uint16_t scale = f32_to_f16(0.01f * random.normal());

@@ -82,6 +82,11 @@ export class Checks {
     return this.#array(Int32Array, 'Int32Array', name, value, shape);
   }
 
+  /** Bytes. */
+  bytes(name: string, value: Uint8Array, length: number): Uint8Array {
+    return this.#array(Uint8Array, 'Uint8Array', name, value, [length]);
+  }
+
   /** A list of objects, as each of which `read` takes one. */
   list<T, R>(name: string, value: readonly T[], read: (item: T, name: string) => R): R[] {
     if (!Array.isArray(value)) throw mismatch(`${this.#kernel}: ${name} is ${kindOf(value)}; expected an array`);

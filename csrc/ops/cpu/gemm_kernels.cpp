@@ -93,6 +93,10 @@ const TypeCode& code_of(DType type) {
       return kCode<DType::kIQ4_NL>;
     case DType::kIQ4_XS:
       return kCode<DType::kIQ4_XS>;
+    case DType::kNF4:
+      return kCode<DType::kNF4>;
+    case DType::kFP4:
+      return kCode<DType::kFP4>;
     default:
       return kCode<DType::kF32>;
   }

@@ -4,9 +4,11 @@
 //
 // Block types are read by units of 32 weights. Their layouts are ggml-common.h's; nibbles hold
 // weight i low and i + 16 high in the 32-blocks, and weight i low and i + 32 high in the K types.
-// Frantar et al. and Kawrakow's llama.cpp PR 1684 (K types).
+// Frantar et al. and Kawrakow's llama.cpp PR 1684 (K types). In NF4 and FP4, as in bitsandbytes,
+// they hold weight 2i high and 2i + 1 low.
 #pragma once
 
+#include "core/codes_4bit.h"
 #include "core/dtype.h"
 #include "ops/cpu/vec.h"
 
@@ -226,9 +228,64 @@ LR_INLINE ScaleMin k4_scale_min(const uint8_t* s, size_t j) {
           static_cast<uint8_t>((s[j + 4] >> 4) | ((s[j] >> 6) << 4))};
 }
 
+// weight = d · code of 32 neighbouring weights, the even ones in the high nibbles.
+LR_INLINE Unit looked_up(U8x16 q, const float* codes, float d) {
+#if defined(__AVX2__)
+  // Words are shifted: what a byte gets from its neighbour lies above the bits that a look-up reads.
+  const __m128i odd = (__m128i)q, even = _mm_srli_epi16(odd, 4);
+  const __m128i bytes[2] = {_mm_unpacklo_epi8(even, odd), _mm_unpackhi_epi8(even, odd)};
+  Unit u;
+#if defined(__AVX512F__)
+  const V::T weights = V::mul(V::set(d), V::load(codes));
+  for (size_t i = 0; i < 2; ++i)
+    u.v[i] = _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(bytes[i]), weights);
+#else
+  const V::T low = V::mul(V::set(d), V::load(codes)), high = V::mul(V::set(d), V::load(codes + 8));
+  for (size_t i = 0; i < 4; ++i) {
+    const __m256i lanes =
+        _mm256_cvtepu8_epi32(i % 2 == 0 ? bytes[i / 2] : _mm_srli_si128(bytes[i / 2], 8));
+    u.v[i] = _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, lanes),
+                              _mm256_permutevar8x32_ps(high, lanes),
+                              _mm256_castsi256_ps(_mm256_slli_epi32(lanes, 28)));
+  }
+#endif
+  return u;
+#else
+  float scaled[16], weights[kUnit];
+  for (size_t i = 0; i < 16; ++i) scaled[i] = d * codes[i];
+  for (size_t i = 0; i < 16; ++i) {
+    weights[2 * i] = scaled[q[i] >> 4];
+    weights[2 * i + 1] = scaled[q[i] & 15];
+  }
+  Unit u;
+  for (size_t i = 0; i < kUnitVectors; ++i) u.v[i] = V::load(weights + i * V::kWidth);
+  return u;
+#endif
+}
+
+LR_INLINE float float_at(const uint8_t* p) {
+  float x;
+  memcpy(&x, p, sizeof x);
+  return x;
+}
+
 // unit(block, sub): weights [32·sub, 32·sub + 32) of a block.
 template <DType>
 struct Source;
+
+template <>
+struct Source<DType::kNF4> {  // absmax f32, nibbles[32]
+  LR_INLINE Unit unit(const uint8_t* b, size_t sub) {
+    return looked_up(load_bytes(b + 4 + 16 * sub), kNf4Codes, float_at(b));
+  }
+};
+
+template <>
+struct Source<DType::kFP4> {  // absmax f32, nibbles[32]
+  LR_INLINE Unit unit(const uint8_t* b, size_t sub) {
+    return looked_up(load_bytes(b + 4 + 16 * sub), kFp4Codes, float_at(b));
+  }
+};
 
 template <>
 struct Source<DType::kQ8_0> {  // d f16, q i8[32]
