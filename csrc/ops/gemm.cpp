@@ -184,6 +184,8 @@ class Gemm {
   }
 
   void dot_columns(const GemmPart& part, size_t begin, size_t count, float* scratch) const {
+    const bool pairs = m_ > kGemmDotRows && block_kernels(context_).k_step == 2;
+    const auto dot = pairs && kernels_.dot_pairs != nullptr ? kernels_.dot_pairs : kernels_.dot;
     const float* bias = part.bias == nullptr ? nullptr : part.bias + begin;
     float* c = static_cast<float*>(part.c) + begin;
     bool accumulate = part.add != nullptr;
@@ -192,8 +194,8 @@ class Gemm {
         std::memcpy(c + i * part.ldc, part.add + i * part.add_ld + begin, count * sizeof(float));
     }
     for (const GemmTerm& term : part.terms) {
-      kernels_.dot(term.b, begin, count, static_cast<const float*>(term.a), term.a_row, m_, c,
-                   part.ldc, bias, accumulate, scratch);
+      dot(term.b, begin, count, static_cast<const float*>(term.a), term.a_row, m_, c, part.ldc,
+          bias, accumulate, scratch);
       bias = nullptr;
       accumulate = true;
     }

@@ -18,9 +18,9 @@
 
 namespace lowrank {
 
-// Products B[k, n] = b[n][k] of at most this many fp32 rows are row-wise dot products, in fp32 whatever the
-// context's compute type: while training, where they are rare and a loss should depend as little as
-// possible on how its rows are batched, and while decoding.
+// Products B[k, n] = b[n][k] of at most this many fp32 rows are row-wise dot products: while training, where
+// they are rare and a loss should depend as little as possible on how its rows are batched, and while
+// decoding. Of at most kGemmDotRows they are fp32 whatever the context's compute type.
 constexpr size_t kGemmDotRows = 8, kGemmDecodingDotRows = 16;
 
 inline size_t gemm_dot_rows(const Context& context) {

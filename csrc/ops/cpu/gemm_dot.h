@@ -171,6 +171,19 @@ LR_INLINE void dot_tile(const uint8_t* first, size_t stride, size_t k, const flo
   store_sums<R, M>(acc, sums);
 }
 
+// The number format of a product.
+struct FloatDots {
+  static constexpr size_t kOperandBytes = sizeof(float);
+  template <size_t M>
+  LR_INLINE void copy(const DotArgs& args, size_t m, float* x) {
+    copy_units<M>(args, m, x);
+  }
+  template <DType kType, size_t R, size_t M>
+  LR_INLINE void tile(const uint8_t* first, size_t stride, size_t k, const float* x, float* sums) {
+    dot_tile<kType, R, M>(first, stride, k, x, sums);
+  }
+};
+
 // C of a row of A: its sums with `rows` of the weight.
 LR_INLINE void store_row(const DotArgs& args, size_t row, size_t i, size_t rows, V::T sums) {
   float* c = args.c + i * args.ldc + row;
@@ -180,21 +193,21 @@ LR_INLINE void store_row(const DotArgs& args, size_t row, size_t i, size_t rows,
 }
 
 // m rows of A, at most M, against all rows of the weight, kWidth of them at a time.
-template <DType kType, size_t M>
+template <class Form, DType kType, size_t M>
 void dot_rows(const DotArgs& args, size_t rows, size_t m, float* x) {
   constexpr size_t R = kDotRows<M>;
-  copy_units<M>(args, m, x);
+  Form::template copy<M>(args, m, x);
   alignas(64) float sums[V::kWidth * V::kWidth] = {};
   for (size_t row = 0; row < rows; row += V::kWidth) {
     const size_t count = smaller(V::kWidth, rows - row);
     const uint8_t* first = args.rows + row * args.stride;
     size_t r = 0;
     for (; r + R <= count; r += R) {
-      dot_tile<kType, R, M>(first + r * args.stride, args.stride, args.k, x, sums + r * V::kWidth);
+      Form::template tile<kType, R, M>(first + r * args.stride, args.stride, args.k, x, sums + r * V::kWidth);
     }
     if constexpr (R > 1) {
       for (; r < count; ++r) {
-        dot_tile<kType, 1, M>(first + r * args.stride, args.stride, args.k, x, sums + r * V::kWidth);
+        Form::template tile<kType, 1, M>(first + r * args.stride, args.stride, args.k, x, sums + r * V::kWidth);
       }
     }
     V::T tile[V::kWidth];
@@ -204,20 +217,20 @@ void dot_rows(const DotArgs& args, size_t rows, size_t m, float* x) {
   }
 }
 
-template <DType kType>
+template <class Form, DType kType>
 void dot_typed(DotArgs args, size_t rows, size_t m, float* scratch) {
   size_t tile = kDotTileRows;
-  while (tile > 4 && tile * args.k * sizeof(float) > kDotTileBytes) tile /= 2;
+  while (tile > 4 && tile * args.k * Form::kOperandBytes > kDotTileBytes) tile /= 2;
   for (size_t n; m > 0; m -= n) {
     n = smaller(m, tile);
     if (n == 1) {
-      dot_rows<kType, 1>(args, rows, n, scratch);
+      dot_rows<Form, kType, 1>(args, rows, n, scratch);
     } else if (n == 2) {
-      dot_rows<kType, 2>(args, rows, n, scratch);
+      dot_rows<Form, kType, 2>(args, rows, n, scratch);
     } else if (n <= 4) {
-      dot_rows<kType, 4>(args, rows, n, scratch);
+      dot_rows<Form, kType, 4>(args, rows, n, scratch);
     } else {
-      dot_rows<kType, kDotTileRows>(args, rows, n, scratch);
+      dot_rows<Form, kType, kDotTileRows>(args, rows, n, scratch);
     }
     args.a += n * args.lda;
     args.c += n * args.ldc;

@@ -8,6 +8,9 @@
 #include "ops/cpu/gemm_bf16.h"
 #endif
 #include "ops/cpu/gemm_dot.h"
+#if defined(__AVX512BF16__)
+#include "ops/cpu/gemm_dot_pairs.h"
+#endif
 #include "ops/cpu/gemm_micro.h"
 #include "ops/cpu/gemm_pack.h"
 
@@ -38,8 +41,13 @@ struct Typed {
     unpack_range<kType>(row, c, n, out);
   }
   static void dot(const DotArgs& args, size_t rows, size_t m, float* scratch) {
-    dot_typed<kType>(args, rows, m, scratch);
+    dot_typed<FloatDots, kType>(args, rows, m, scratch);
   }
+#if defined(__AVX512BF16__)
+  static void dot_pairs(const DotArgs& args, size_t rows, size_t m, float* scratch) {
+    dot_typed<PairDots, kType>(args, rows, m, scratch);
+  }
+#endif
 };
 
 // The code for one storage type.
@@ -49,6 +57,7 @@ struct TypeCode {
   decltype(&Typed<DType::kF32>::dot) dot;
 #if defined(__AVX512BF16__)
   decltype(&Typed<DType::kF32>::pack_pairs) pack_pairs;
+  decltype(&Typed<DType::kF32>::dot) dot_pairs;
 #endif
 };
 
@@ -59,6 +68,7 @@ constexpr TypeCode kCode = {
     .dot = Typed<kType>::dot,
 #if defined(__AVX512BF16__)
     .pack_pairs = Typed<kType>::pack_pairs,
+    .dot_pairs = Typed<kType>::dot_pairs,
 #endif
 };
 
@@ -143,6 +153,18 @@ void dot(const Matrix& w, size_t row_begin, size_t rows, const float* a, size_t 
   code_of(w.type).dot({first, w.stride, w.cols, a, lda, c, ldc, bias, accumulate}, rows, m, scratch);
 }
 
+#if defined(__AVX512BF16__)
+void dot_pairs(const Matrix& w, size_t row_begin, size_t rows, const float* a, size_t lda, size_t m,
+               float* c, size_t ldc, const float* bias, bool accumulate, float* scratch) {
+  const uint8_t* first = static_cast<const uint8_t*>(w.data) + row_begin * w.stride;
+  code_of(w.type).dot_pairs({first, w.stride, w.cols, a, lda, c, ldc, bias, accumulate}, rows, m,
+                            scratch);
+}
+constexpr decltype(&dot_pairs) kDotPairs = dot_pairs;
+#else
+constexpr decltype(&dot) kDotPairs = nullptr;
+#endif
+
 }  // namespace
 
 extern const GemmKernels kGemmKernels;
@@ -160,6 +182,7 @@ const GemmKernels kGemmKernels = {
     .bf16 = kBf16Kernels,
     .direct = direct,
     .dequantize = dequantize,
-    .dot = dot};
+    .dot = dot,
+    .dot_pairs = kDotPairs};
 
 }  // namespace lowrank::LR_ISA

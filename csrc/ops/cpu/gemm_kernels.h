@@ -103,6 +103,9 @@ struct GemmKernels {
   // aligned and holds gemm_dot_scratch(w.cols) floats.
   void (*dot)(const Matrix& w, size_t row_begin, size_t rows, const float* a, size_t lda, size_t m,
               float* c, size_t ldc, const float* bias, bool accumulate, float* scratch);
+  // The same with operands rounded to bf16; null where the level has no instruction for it.
+  void (*dot_pairs)(const Matrix& w, size_t row_begin, size_t rows, const float* a, size_t lda, size_t m,
+                    float* c, size_t ldc, const float* bias, bool accumulate, float* scratch);
 };
 
 }  // namespace lowrank
