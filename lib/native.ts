@@ -101,6 +101,16 @@ export type NativeComputeType = 'f32' | 'bf16';
 
 export type NativeFloatType = 'F32' | 'BF16' | 'F16';
 
+/** How a weight is quantised; see csrc/ops/quantize_4bit.h. */
+export interface NativeQuantization {
+  type: 'NF4' | 'FP4';
+  blockSize: number;
+  /** Double quantisation. */
+  nested: boolean;
+  /** What weights are rounded to first. */
+  source: NativeFloatType;
+}
+
 /** T packed tokens of several sequences; never padded. */
 export interface NativeBatch {
   ids: Int32Array;
@@ -287,6 +297,24 @@ export interface NativeAddon {
   /** The same of a model's parameters, which do not pass through JavaScript's memory. */
   writeParameters(model: NativeModel, path: string, parameters: NativeParameterData[], metadata: Record<string, string>): Promise<void>;
   createModel(config: NativeModelConfig): NativeModel;
+  /** Like bind(), but stores a matrix as 4-bit codes in memory of its own; the file's pages are given back. */
+  quantizeTensor(
+    model: NativeModel,
+    slot: string,
+    file: NativeTensorFile,
+    tensor: string,
+    unpermuteHeads: number,
+    options: NativeQuantization,
+  ): Promise<void>;
+  /** Stores a matrix as bitsandbytes' codes and magnitudes, which are not nested any more. */
+  setQuantizedTensor(
+    model: NativeModel,
+    slot: string,
+    type: NativeQuantization['type'],
+    blockSize: number,
+    packed: Uint8Array,
+    absmax: Float32Array,
+  ): Promise<void>;
   createSession(model: NativeModel, options: { maxTokens: number; keep: NativeRetention; noDecay: string[] }): NativeSession;
   /** What a session of this kind would hold, in bytes, before anything is allocated. */
   planSession(model: NativeModel, options: { maxTokens: number; keep: NativeRetention }): Record<string, number>;

@@ -1,6 +1,7 @@
 import { setImmediate } from 'node:timers/promises';
 import { LowrankError, throwIfAborted } from '../errors.ts';
 import { call, type NativeModel } from '../native.ts';
+import { placeCodes } from './bitsandbytes_tensors.ts';
 import { listed, type TensorLocation, type TensorMap } from './tensor_source.ts';
 
 const kEmbedding = 'model.embed_tokens.weight';
@@ -39,7 +40,7 @@ async function haveEqualBytes(a: TensorLocation, b: TensorLocation): Promise<boo
 /** How a tensor gets into its slot; the default keeps it in the file, in its storage type. */
 export type Place = (model: NativeModel, slot: string, location: TensorLocation) => Promise<void>;
 
-const bindInPlace: Place = (model, slot, { file, info, unpermuteHeads }) => model.bind(slot, file, info.name, unpermuteHeads);
+export const bindInPlace: Place = (model, slot, { file, info, unpermuteHeads }) => model.bind(slot, file, info.name, unpermuteHeads);
 
 /**
  * Gives every slot of the model its tensor. Throws INVALID_CONFIG listing missing and unexpected tensors, and SHAPE_MISMATCH naming the
@@ -50,7 +51,7 @@ export async function bindTensors(
   tensors: TensorMap,
   source: string,
   signal?: AbortSignal,
-  place = bindInPlace,
+  place: Place = bindInPlace,
 ): Promise<void> {
   const slots = model.slots().filter((slot) => !(slot.name === kHead && model.config.tiedHead));
   const known = new Set(slots.map((slot) => slot.name));
@@ -78,7 +79,9 @@ export async function bindTensors(
   }
   for (const slot of slots) {
     throwIfAborted(signal);
-    await call(() => place(model, slot.name, tensors.get(slot.name) as TensorLocation));
+    const location = tensors.get(slot.name) as TensorLocation;
+    const { codes } = location;
+    await call(() => (codes === undefined ? place(model, slot.name, location) : placeCodes(model, slot.name, location, codes)));
   }
   call(() => model.ready());
 }

@@ -2,6 +2,7 @@ import { LowrankError } from '../errors.ts';
 import { fromNative, type NativeComputeType, type NativeModel } from '../native.ts';
 import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 import type { Family } from './families.ts';
+import type { BaseQuantization } from './quantize.ts';
 
 export interface CoreParts {
   native: NativeModel;
@@ -14,6 +15,8 @@ export interface CoreParts {
   eosIds: number[];
   /** What the user wants it to compute in; undefined: what its use says. */
   computeType?: NativeComputeType;
+  /** Where its linear layers have bitsandbytes' 4 bits. */
+  quantization?: BaseQuantization;
 }
 
 /**
@@ -29,6 +32,8 @@ export class ModelCore {
   readonly eosIds: readonly number[];
   /** What it was made to compute in, by hand and in trainings that do not say; undefined: float32 by hand. */
   readonly computeType: NativeComputeType | undefined;
+  /** undefined: weights in a float type, or in GGUF's. */
+  readonly quantization: BaseQuantization | undefined;
   readonly #tokenizer: Tokenizer | undefined;
   #native: NativeModel | undefined;
   #last: Promise<unknown> = Promise.resolve();
@@ -41,6 +46,7 @@ export class ModelCore {
     this.revision = parts.revision;
     this.eosIds = parts.eosIds;
     this.computeType = parts.computeType;
+    this.quantization = parts.quantization;
     if (parts.computeType) parts.native.setCompute(parts.computeType);
     this.#tokenizer = parts.tokenizer;
   }

@@ -2,6 +2,7 @@ import { z } from 'zod';
 import { LowrankError, shown } from '../errors.ts';
 import type { DownloadProgress } from '../hub/user_cache.ts';
 import { parseOptions, unsupported } from '../options/parse.ts';
+import { checkQuantizationConfig, quantizationConfigSchema } from '../options/quantization_config.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { kDtypes } from './compute_type.ts';
 
@@ -22,7 +23,7 @@ const schema = z.strictObject({
     .optional()
     .describe('Called while files are downloaded.'),
   signal: z.instanceof(AbortSignal, { error: 'an AbortSignal' }).optional(),
-  quantizationConfig: z.unknown().optional(),
+  quantizationConfig: quantizationConfigSchema,
   maxMemory: unsupported(null, 'a memory limit'),
 });
 
@@ -50,12 +51,7 @@ export type ResolvedLoadOptions = z.output<typeof schema>;
 /** Throws UNKNOWN_OPTION, INVALID_OPTION, DEVICE_UNAVAILABLE, UNSUPPORTED_QUANTIZATION. */
 export function parseLoadOptions(options: unknown = {}): ResolvedLoadOptions {
   const parsed = parseOptions(schema, options, '');
-  if (parsed.quantizationConfig !== undefined && parsed.quantizationConfig !== null) {
-    throw new LowrankError(
-      'UNSUPPORTED_QUANTIZATION',
-      'quantizationConfig: quantising a model as it is loaded is not available yet; give a GGUF file, which keeps its storage type in memory',
-    );
-  }
+  checkQuantizationConfig(parsed.quantizationConfig);
   if (/^cuda(:\d+)?$/.test(parsed.device)) {
     throw new LowrankError(
       'DEVICE_UNAVAILABLE',

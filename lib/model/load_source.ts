@@ -4,13 +4,15 @@ import { LowrankError, shown } from '../errors.ts';
 import { fetchModel } from '../hub/hub.ts';
 import { call, type NativeFloatType, type NativeModelConfig, native } from '../native.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
-import { bindTensors, type Place, settleTying } from './bind_tensors.ts';
+import { bindInPlace, bindTensors, type Place, settleTying } from './bind_tensors.ts';
+import { joinPackedWeights } from './bitsandbytes_tensors.ts';
 import { computeTypeOf, kStorageTypes } from './compute_type.ts';
 import { type CoreParts, ModelCore } from './core.ts';
 import { describeModel, type Family } from './families.ts';
 import { configMetadata, ggufToConfig } from './gguf_config.ts';
 import { readJsonObject } from './json_file.ts';
 import type { ResolvedLoadOptions } from './load_options.ts';
+import { type BaseQuantization, placeQuantized } from './quantize.ts';
 import { openGgufTensors, openSafetensorsFolder, openTensorFile, type TensorMap } from './tensor_source.ts';
 
 /** What a model is made from, before its native side exists. */
@@ -31,17 +33,21 @@ export async function loadSource(source: unknown, options: ResolvedLoadOptions):
   }
   const path = await resolveSource(source, options);
   const { tokenizer, ...parts } = path.endsWith('.gguf') ? await readGguf(path) : await readFolder(path);
+  const stored = storedQuantization(parts.tensors);
+  if (stored !== undefined && options.quantizationConfig !== undefined) {
+    process.emitWarning(
+      `quantizationConfig: the weights of ${source} are quantised already (${stored.quantType}); only bnb4bitComputeDtype is taken of it`,
+      'LowrankWarning',
+    );
+  }
   parts.native.tiedHead = await settleTying(parts.tensors, parts.native.tiedHead);
   const model = call(() => native().createModel(parts.native));
   try {
-    await bindTensors(
-      model,
-      parts.tensors,
-      path,
-      options.signal,
-      options.dtype === 'auto' ? undefined : placeAs(kStorageTypes[options.dtype]),
-    );
-    const core: CoreParts = { ...parts, native: model, source, tokenizer: await tokenizer, computeType: computeTypeOf(options.dtype) };
+    await bindTensors(model, parts.tensors, path, options.signal, placeFor(options, stored !== undefined));
+    const computeType = computeTypeOf(options.quantizationConfig?.bnb4bitComputeDtype ?? options.dtype);
+    const core: CoreParts = { ...parts, native: model, source, tokenizer: await tokenizer, computeType };
+    const quantization = stored ?? requestedQuantization(options);
+    if (quantization !== undefined) core.quantization = quantization;
     if (options.revision !== undefined) core.revision = options.revision;
     return new ModelCore(core);
   } catch (error) {
@@ -80,6 +86,7 @@ async function readFolder(folder: string): Promise<Parts> {
   const eosIds = [...new Set([...readEosIds(config, 'config.json'), ...readEosIds(generation, 'generation_config.json')])];
   const tokenizer = (await exists(join(folder, 'tokenizer.json'))) ? awaitedLater(Tokenizer.fromFile(folder)) : undefined;
   const tensors = await openSafetensorsFolder(folder);
+  joinPackedWeights(tensors);
   return { config, family, native: described, tensors, eosIds, tokenizer };
 }
 
@@ -105,6 +112,26 @@ function readEosIds(config: Record<string, unknown>, name: string): number[] {
   const ids: unknown[] = Array.isArray(value) ? value : [value];
   if (ids.every((id): id is number => typeof id === 'number' && Number.isSafeInteger(id))) return ids;
   throw new LowrankError('INVALID_CONFIG', `${name}: eos_token_id is ${shown(value)}; expected a token id or a list of them`);
+}
+
+/** How tensors get into their slots. */
+function placeFor(options: ResolvedLoadOptions, isQuantized: boolean): Place {
+  const { dtype, quantizationConfig } = options;
+  const place = dtype === 'auto' ? bindInPlace : placeAs(kStorageTypes[dtype]);
+  if (quantizationConfig === undefined || isQuantized) return place;
+  return placeQuantized(quantizationConfig, dtype === 'auto' ? 'F32' : kStorageTypes[dtype], place);
+}
+
+function requestedQuantization({ quantizationConfig: config }: ResolvedLoadOptions): BaseQuantization | undefined {
+  return config && { quantType: config.bnb4bitQuantType, doubleQuant: config.bnb4bitUseDoubleQuant };
+}
+
+/** That of a folder which holds 4-bit weights already. */
+function storedQuantization(tensors: TensorMap): BaseQuantization | undefined {
+  for (const { codes } of tensors.values()) {
+    if (codes !== undefined) return { quantType: codes.quantType, doubleQuant: codes.nested !== undefined };
+  }
+  return undefined;
 }
 
 /** Converts what is stored in another float type, instead of using it in its file. */

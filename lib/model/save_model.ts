@@ -32,12 +32,13 @@ function floatType(stored: string | undefined): NativeFloatType {
   return stored === 'F32' || stored === 'F16' ? stored : 'BF16';
 }
 
-/** The author's config.json, with what this package found out: whether the head is tied, and the type of the weights. */
+/** The author's config.json, without its quantisation (4-bit weights are saved as floats), with what this package found out: whether the head is tied, and the type of the weights. */
 function savedConfig(core: ModelCore, tensors: TensorToSave[]): Record<string, unknown> {
   const stored = tensors.find((tensor) => tensor.shape.length === 2)?.dtype;
   const torchNames = Object.keys(kStorageTypes) as (keyof typeof kStorageTypes)[];
+  const { quantization_config: _, ...config } = core.config;
   return {
-    ...core.config,
+    ...config,
     architectures: [core.family.architecture],
     model_type: core.family.modelType,
     tie_word_embeddings: core.native.config.tiedHead,

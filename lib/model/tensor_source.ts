@@ -11,6 +11,18 @@ export interface TensorLocation {
   info: NativeTensorInfo;
   /** Rows in interleaved-RoPE order for so many heads; 0: in half-split order. */
   unpermuteHeads: number;
+  /** Of a weight in bitsandbytes' 4 bits, whose codes `file` holds: what they stand for. */
+  codes?: PackedCodes;
+}
+
+/** bitsandbytes' quantisation of a weight, by where it lies. */
+export interface PackedCodes {
+  quantType: 'nf4' | 'fp4';
+  blockSize: number;
+  quantMap: TensorLocation;
+  /** Of each block; with `nested` their codes. */
+  absmax: TensorLocation;
+  nested?: { absmax: TensorLocation; quantMap: TensorLocation; blockSize: number; offset: number };
 }
 
 /** Tensors by their safetensors names. */

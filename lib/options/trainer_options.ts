@@ -5,6 +5,12 @@ import type { TrainerCallback } from '../train/callbacks.ts';
 import { type DataSource, isDataSource } from './data_source.ts';
 import { type LoraConfig, loraConfigSchema, parseLoraConfig, type ResolvedLoraConfig } from './lora_config.ts';
 import { parseOptions, unknownOption } from './parse.ts';
+import {
+  checkQuantizationConfig,
+  type QuantizationConfig,
+  quantizationConfigSchema,
+  type ResolvedQuantizationConfig,
+} from './quantization_config.ts';
 import { type ResolvedTrainingArguments, type TrainingArguments, trainingArgumentsSchema } from './training_arguments.ts';
 
 /** What LoRA is where peftConfig is left out. */
@@ -36,7 +42,7 @@ const trainerOptionsSchema = z.strictObject({
   trainDataset: dataSource,
   evalDataset: dataSource.optional(),
   peftConfig: loraConfigSchema.optional(),
-  quantizationConfig: z.unknown().optional(),
+  quantizationConfig: quantizationConfigSchema,
   args: trainingArgumentsSchema.prefault({}),
   callbacks: z.array(callback).default([]),
   signal: z.instanceof(AbortSignal, { error: 'an AbortSignal' }).optional(),
@@ -51,8 +57,8 @@ export interface TrainerOptions {
   evalDataset?: DataSource;
   /** Left out: LoRA with r = 16 and alpha = 32 on all linear layers, or the adapter of the PeftModel. */
   peftConfig?: LoraConfig;
-  /** Not available yet; a GGUF base is trained on in its storage type as it is. */
-  quantizationConfig?: Record<string, unknown>;
+  /** QLoRA: how the base's weights are quantised as it is loaded. A GGUF base is trained on in its storage type as it is. */
+  quantizationConfig?: QuantizationConfig | null;
   args?: TrainingArguments;
   callbacks?: TrainerCallback[];
   /** Ends the training after the micro-batch at hand, with a checkpoint. */
@@ -66,6 +72,7 @@ export interface ResolvedTrainerOptions {
   evalDataset: DataSource | undefined;
   /** The default stands here where it was left out, except with a PeftModel, which has its own. */
   peftConfig: ResolvedLoraConfig | undefined;
+  quantizationConfig: ResolvedQuantizationConfig | undefined;
   args: ResolvedTrainingArguments;
   callbacks: TrainerCallback[];
   signal: AbortSignal | undefined;
@@ -81,7 +88,10 @@ export function parseTrainerOptions(options: unknown): ResolvedTrainerOptions {
     refuse('peftConfig', null, 'a LoraConfig or nothing (full fine-tuning is not available yet)');
   if (isObject(options) && Array.isArray(options.callbacks)) options.callbacks.forEach(checkEvents);
   const parsed = parseOptions(trainerOptionsSchema, options, '');
-  if (parsed.quantizationConfig !== undefined && parsed.quantizationConfig !== null) refuseQuantization();
+  checkQuantizationConfig(parsed.quantizationConfig);
+  if (parsed.quantizationConfig !== undefined && typeof parsed.model !== 'string') {
+    refuse('quantizationConfig', parsed.quantizationConfig, 'nothing beside a loaded model; give it to CausalLM.fromPretrained');
+  }
   checkCombinations(parsed.args, parsed.evalDataset !== undefined);
   checkScheduler(parsed.args);
   return {
@@ -89,6 +99,7 @@ export function parseTrainerOptions(options: unknown): ResolvedTrainerOptions {
     trainDataset: parsed.trainDataset,
     evalDataset: parsed.evalDataset,
     peftConfig: adapterFor(parsed.model, parsed.peftConfig),
+    quantizationConfig: parsed.quantizationConfig,
     args: parsed.args,
     callbacks: parsed.callbacks,
     signal: parsed.signal,
@@ -100,13 +111,6 @@ function adapterFor(model: string | CausalLM, peftConfig: ResolvedLoraConfig | u
   if (!hasAdapter) return parseLoraConfig(peftConfig ?? DEFAULT_PEFT_CONFIG);
   if (peftConfig !== undefined) refuse('peftConfig', peftConfig, 'nothing beside a PeftModel, whose own adapter is trained on');
   return undefined;
-}
-
-function refuseQuantization(): never {
-  throw new LowrankError(
-    'UNSUPPORTED_QUANTIZATION',
-    'quantizationConfig: quantising a base to 4 bits as it is loaded (nf4, fp4) is not available yet; give a GGUF file as model, which is trained on in its own storage type',
-  );
 }
 
 function checkCombinations(args: ResolvedTrainingArguments, hasEvalDataset: boolean): void {

@@ -152,9 +152,9 @@ export class LoraTrainer {
   }
 
   async #load(): Promise<Prepared> {
-    const { model, trainDataset, args, signal } = this.#options;
+    const { model, trainDataset, args, quantizationConfig, signal } = this.#options;
     prepareToRender(trainDataset);
-    const base = this.#peft ?? (typeof model === 'string' ? await CausalLM.fromPretrained(model, { signal }) : model);
+    const base = this.#peft ?? (typeof model === 'string' ? await CausalLM.fromPretrained(model, { quantizationConfig, signal }) : model);
     // Rows are tokenised on other threads while the adapter gets its initial weights.
     const failure = new AbortController();
     const data = this.#loadAllData(base, signal ? AbortSignal.any([signal, failure.signal]) : failure.signal);
@@ -228,6 +228,10 @@ export class LoraTrainer {
       `supervised tokens: ${withCommas(supervised)} of ${withCommas(tokens)} in ${withCommas(rows)} rows${args.packing ? `, packed into ${withCommas(train.units)}` : ''}`,
     ];
     if (keep.mode !== 'all') lines.push(`gradient checkpointing: ${retentionName(keep)}`);
+    const { quantization } = peft.core;
+    if (quantization) {
+      lines.push(`base weights: 4 bits (${quantization.quantType}${quantization.doubleQuant ? ', double quantisation' : ''})`);
+    }
     for (const line of lines) this.#progress.message(line);
     if (args.fp16) this.#progress.warn(`fp16: there is no fp16 training on a CPU, ${bf16 ? 'bf16' : 'fp32'} takes its place`);
     if (empty > 0) this.#progress.warn(`${withCommas(empty)} rows have nothing to learn from and are left out`);

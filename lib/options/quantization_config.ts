@@ -1,0 +1,42 @@
+import { z } from 'zod';
+import { LowrankError, shown } from '../errors.ts';
+
+const schema = z.strictObject({
+  loadIn4bit: z.boolean().default(false).describe('Quantise the weights of linear layers to 4 bits.'),
+  loadIn8bit: z.boolean().default(false).describe('Not available yet.'),
+  bnb4bitQuantType: z.enum(['fp4', 'nf4']).default('fp4').describe("'nf4' loses less; 'fp4' is the default of bitsandbytes."),
+  bnb4bitUseDoubleQuant: z.boolean().default(false).describe('Quantise the magnitudes of the blocks too.'),
+  bnb4bitComputeDtype: z
+    .enum(['float32', 'bfloat16', 'float16'])
+    .optional()
+    .describe('What products are computed in; default: as dtype says, in training as args.bf16 does.'),
+  bnb4bitQuantStorage: z.literal('uint8').default('uint8').describe("How bitsandbytes' files hold the codes."),
+  llmInt8SkipModules: z
+    .array(z.string().min(1))
+    .default([])
+    .describe('Modules that keep their type: beginnings of their names, regular expressions for these, or ends.'),
+});
+
+/** Options of quantizationConfig, by the names of Transformers' BitsAndBytesConfig. Head, embedding and norms always keep their type. */
+export type QuantizationConfig = z.input<typeof schema>;
+export type ResolvedQuantizationConfig = z.output<typeof schema>;
+
+/** null, like nothing at all, quantises nothing. */
+export const quantizationConfigSchema = schema.nullish().transform((value) => value ?? undefined);
+
+/** Throws UNSUPPORTED_QUANTIZATION for what is not there yet, INVALID_OPTION for a configuration that asks for nothing. */
+export function checkQuantizationConfig(config: ResolvedQuantizationConfig | undefined): void {
+  if (config === undefined) return;
+  if (config.loadIn8bit) {
+    throw new LowrankError(
+      'UNSUPPORTED_QUANTIZATION',
+      'quantizationConfig.loadIn8bit: found true, but weights of 8 bits are not available yet; expected loadIn4bit: true, or a GGUF file in Q8_0',
+    );
+  }
+  if (!config.loadIn4bit) {
+    throw new LowrankError(
+      'INVALID_OPTION',
+      `quantizationConfig.loadIn4bit: found ${shown(config.loadIn4bit)}, expected true (or no quantizationConfig)`,
+    );
+  }
+}
