@@ -16,6 +16,7 @@ export { Tensor } from './model/tensor.ts';
 export type { DataSource } from './options/data_source.ts';
 export type { GenerateOptions } from './options/generate_options.ts';
 export type { LoraConfig } from './options/lora_config.ts';
+export type { QuantizationConfig } from './options/quantization_config.ts';
 export type { TrainerOptions } from './options/trainer_options.ts';
 export type { TrainingArguments } from './options/training_arguments.ts';
 export { type SystemInfo, systemInfo } from './system.ts';

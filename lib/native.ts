@@ -102,7 +102,7 @@ export type NativeComputeType = 'f32' | 'bf16';
 export type NativeFloatType = 'F32' | 'BF16' | 'F16';
 
 /** How a weight is quantised; see csrc/ops/quantize_4bit.h. */
-export interface NativeQuantization {
+interface NativeQuantization {
   type: 'NF4' | 'FP4';
   blockSize: number;
   /** Double quantisation. */

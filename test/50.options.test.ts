@@ -130,10 +130,10 @@ describe('options of LoraTrainer', () => {
     }
     refused(() => withArgs({ neftuneNoiseAlpha: 5 }), 'INVALID_OPTION', 'args.neftuneNoiseAlpha: found 5', 'not available yet');
     refused(
-      () => parseTrainerOptions({ ...base, quantizationConfig: { loadIn4bit: true } }),
+      () => parseTrainerOptions({ ...base, quantizationConfig: { loadIn8bit: true } }),
       'UNSUPPORTED_QUANTIZATION',
-      'quantizationConfig',
-      'GGUF',
+      'quantizationConfig.loadIn8bit',
+      'loadIn4bit',
     );
     refused(() => parseTrainerOptions({ ...base, peftConfig: null }), 'INVALID_OPTION', 'peftConfig: found null', 'full fine-tuning');
     refused(() => parseTrainerOptions({ ...base, peftConfig: { peftType: 'IA3' } }), 'INVALID_OPTION', 'peftConfig.peftType: found "IA3"');

@@ -207,12 +207,12 @@ describe('loading models from folders', () => {
     });
   }
 
-  it('answers a misspelt option, refuses a device it does not have and quantisation', async () => {
+  it('answers a misspelt option, refuses a device and a quantisation that it does not have', async () => {
     await assertFails(() => CausalLM.fromPretrained('x', { local_files_only: true } as object), 'UNKNOWN_OPTION', /localFilesOnly/);
     await assertFails(() => CausalLM.fromPretrained('x', { device: 'cuda:0' }), 'DEVICE_UNAVAILABLE', /cuda:0/);
     await assertFails(() => CausalLM.fromPretrained('x', { device: 'tpu' }), 'INVALID_OPTION', /device/);
     await assertFails(
-      () => CausalLM.fromPretrained('x', { quantizationConfig: { loadIn4bit: true } }),
+      () => CausalLM.fromPretrained('x', { quantizationConfig: { loadIn8bit: true } }),
       'UNSUPPORTED_QUANTIZATION',
       /quantizationConfig/,
     );

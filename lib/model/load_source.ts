@@ -34,7 +34,7 @@ export async function loadSource(source: unknown, options: ResolvedLoadOptions):
   const path = await resolveSource(source, options);
   const { tokenizer, ...parts } = path.endsWith('.gguf') ? await readGguf(path) : await readFolder(path);
   const stored = storedQuantization(parts.tensors);
-  if (stored !== undefined && options.quantizationConfig !== undefined) {
+  if (stored !== undefined && options.quantizationConfig) {
     process.emitWarning(
       `quantizationConfig: the weights of ${source} are quantised already (${stored.quantType}); only bnb4bitComputeDtype is taken of it`,
       'LowrankWarning',
@@ -118,12 +118,12 @@ function readEosIds(config: Record<string, unknown>, name: string): number[] {
 function placeFor(options: ResolvedLoadOptions, isQuantized: boolean): Place {
   const { dtype, quantizationConfig } = options;
   const place = dtype === 'auto' ? bindInPlace : placeAs(kStorageTypes[dtype]);
-  if (quantizationConfig === undefined || isQuantized) return place;
+  if (!quantizationConfig || isQuantized) return place;
   return placeQuantized(quantizationConfig, dtype === 'auto' ? 'F32' : kStorageTypes[dtype], place);
 }
 
 function requestedQuantization({ quantizationConfig: config }: ResolvedLoadOptions): BaseQuantization | undefined {
-  return config && { quantType: config.bnb4bitQuantType, doubleQuant: config.bnb4bitUseDoubleQuant };
+  return config ? { quantType: config.bnb4bitQuantType, doubleQuant: config.bnb4bitUseDoubleQuant } : undefined;
 }
 
 /** That of a folder which holds 4-bit weights already. */

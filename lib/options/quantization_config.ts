@@ -22,11 +22,11 @@ export type QuantizationConfig = z.input<typeof schema>;
 export type ResolvedQuantizationConfig = z.output<typeof schema>;
 
 /** null, like nothing at all, quantises nothing. */
-export const quantizationConfigSchema = schema.nullish().transform((value) => value ?? undefined);
+export const quantizationConfigSchema = schema.nullish();
 
 /** Throws UNSUPPORTED_QUANTIZATION for what is not there yet, INVALID_OPTION for a configuration that asks for nothing. */
-export function checkQuantizationConfig(config: ResolvedQuantizationConfig | undefined): void {
-  if (config === undefined) return;
+export function checkQuantizationConfig(config: ResolvedQuantizationConfig | null | undefined): void {
+  if (!config) return;
   if (config.loadIn8bit) {
     throw new LowrankError(
       'UNSUPPORTED_QUANTIZATION',

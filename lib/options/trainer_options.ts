@@ -89,7 +89,7 @@ export function parseTrainerOptions(options: unknown): ResolvedTrainerOptions {
   if (isObject(options) && Array.isArray(options.callbacks)) options.callbacks.forEach(checkEvents);
   const parsed = parseOptions(trainerOptionsSchema, options, '');
   checkQuantizationConfig(parsed.quantizationConfig);
-  if (parsed.quantizationConfig !== undefined && typeof parsed.model !== 'string') {
+  if (parsed.quantizationConfig && typeof parsed.model !== 'string') {
     refuse('quantizationConfig', parsed.quantizationConfig, 'nothing beside a loaded model; give it to CausalLM.fromPretrained');
   }
   checkCombinations(parsed.args, parsed.evalDataset !== undefined);
@@ -99,7 +99,7 @@ export function parseTrainerOptions(options: unknown): ResolvedTrainerOptions {
     trainDataset: parsed.trainDataset,
     evalDataset: parsed.evalDataset,
     peftConfig: adapterFor(parsed.model, parsed.peftConfig),
-    quantizationConfig: parsed.quantizationConfig,
+    quantizationConfig: parsed.quantizationConfig ?? undefined,
     args: parsed.args,
     callbacks: parsed.callbacks,
     signal: parsed.signal,
