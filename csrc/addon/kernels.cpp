@@ -9,6 +9,8 @@
 #include "addon/module.h"
 #include "ops/adamw.h"
 #include "ops/attention.h"
+#include "ops/code_map.h"
+#include "ops/coded_update.h"
 #include "ops/dequantize.h"
 #include "ops/dropout.h"
 #include "ops/embedding.h"
@@ -429,6 +431,37 @@ Status run_adamw(Context& context, Arguments& in) {
   return adamw_update(context, config, n, g, p, m, v);
 }
 
+// learningRate, beta1, beta2, epsilon, weightDecay, step, gradScale, n, g, p, codes, absmax, map [, codes, absmax, map]
+Status run_coded_update(Context& context, Arguments& in, bool two_states) {
+  AdamWConfig config{};
+  config.lr = in.number();
+  config.beta1 = in.number();
+  config.beta2 = in.number();
+  config.eps = in.number();
+  config.weight_decay = in.number();
+  config.step = in.size();
+  config.grad_scale = in.number32();
+  const size_t n = in.size();
+  const float* const g = in.floats();
+  float* const p = in.floats();
+  const size_t count = two_states ? 2 : 1;
+  CodedState states[2];
+  std::vector<CodeMap> maps(count);
+  for (size_t i = 0; i < count; ++i) {
+    uint8_t* const codes = in.bytes();
+    float* const absmax = in.floats();
+    const float* const values = in.floats();
+    if (!in.ok()) return {};
+    make_code_map(values, &maps[i]);
+    states[i] = {&maps[i], codes, absmax};
+  }
+  if (two_states) return adamw_update_coded(context, config, n, g, p, states[0], states[1]);
+  return lion_update_coded(context, {config.lr, config.beta1, config.beta2, config.weight_decay, config.grad_scale}, n, g, p, states[0]);
+}
+
+Status run_adamw_coded(Context& context, Arguments& in) { return run_coded_update(context, in, true); }
+Status run_lion_coded(Context& context, Arguments& in) { return run_coded_update(context, in, false); }
+
 // Bytes of a row of `cols` elements of a storage type.
 Napi::Value row_bytes_of(const Napi::CallbackInfo& info) {
   Arguments in(info);
@@ -491,6 +524,8 @@ void register_kernels(Napi::Env env, Napi::Object exports) {
   set("linearCrossEntropy", call<run_linear_cross_entropy>);
   set("gradNorm", call<run_grad_norm>);
   set("adamW", call<run_adamw>);
+  set("adamWCoded", call<run_adamw_coded>);
+  set("lionCoded", call<run_lion_coded>);
   exports.Set("kernels", kernels);
 }
 

@@ -1,5 +1,6 @@
 #include "train/session.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "addon/model_object.h"
@@ -18,6 +19,7 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject> {
                         InstanceMethod("zeroGradients", &SessionObject::zero_gradients),
                         InstanceMethod("readGradient", &SessionObject::read_gradient),
                         InstanceAccessor("optimizerStep", &SessionObject::optimizer_step, &SessionObject::set_optimizer_step),
+                        InstanceMethod("optimizerStates", &SessionObject::optimizer_states),
                         InstanceMethod("readOptimizer", &SessionObject::read_optimizer),
                         InstanceMethod("writeOptimizer", &SessionObject::write_optimizer), InstanceMethod("plan", &SessionObject::plan),
                         InstanceMethod("dispose", &SessionObject::dispose)});
@@ -32,11 +34,11 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject> {
     if (session_ == nullptr) throw_status(env, error(Code::kInvalidOption, "the session has been disposed of"));
     return session_ != nullptr;
   }
-  // Of a parameter's state, for a call that must not run beside a step; null after throwing.
-  const Session::State* state_of(const Napi::CallbackInfo& info) const {
+  // The optimizer's state that the first argument names, for a call that must not run beside a step; null after throwing.
+  const Session::NamedState* state_of(const Napi::CallbackInfo& info) const {
     std::string name;
     if (!idle(info.Env()) || !get_string(info[0], "name", &name)) return nullptr;
-    const Result<const Session::State*> state = session_->find(name);
+    const Result<const Session::NamedState*> state = session_->find_state(name);
     if (state.ok()) return state.value();
     throw_status(info.Env(), state.status());
     return nullptr;
@@ -61,11 +63,19 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject> {
         [](Napi::Env done) { return done.Undefined(); }, Value());
   }
   Napi::Value read_gradient(const Napi::CallbackInfo& info) {
-    const Session::State* state = state_of(info);
-    if (state == nullptr) return info.Env().Undefined();
-    const size_t elements = state->parameter->elements();
-    Napi::Float32Array gradient = Napi::Float32Array::New(info.Env(), elements);
-    return run_async(info.Env(), copying({{gradient.Data(), state->gradient, elements}}), gradient);
+    std::string name;
+    if (!idle(info.Env()) || !get_string(info[0], "name", &name)) return info.Env().Undefined();
+    const Result<const Trained*> trained = session_->find(name);
+    if (!trained.ok()) return throw_status(info.Env(), trained.status()), info.Env().Undefined();
+    const size_t elements = trained.value()->parameter->elements();
+    Napi::Float32Array copy = Napi::Float32Array::New(info.Env(), elements);
+    return run_async(
+        info.Env(),
+        [running = std::make_shared<Running>(state_), session = session_, to = copy.Data(), from = trained.value()->gradient, elements] {
+          std::memcpy(to, from, elements * sizeof(float));
+          return Status();
+        },
+        copy);
   }
   Napi::Value optimizer_step(const Napi::CallbackInfo& info) {
     return alive(info.Env()) ? Napi::Number::New(info.Env(), static_cast<double>(session_->optimizer_step())) : info.Env().Undefined();
@@ -74,6 +84,7 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject> {
     size_t step = 0;
     if (idle(info.Env()) && get_size(value, "optimizerStep", &step)) session_->set_optimizer_step(step);
   }
+  Napi::Value optimizer_states(const Napi::CallbackInfo& info);
   Napi::Value read_optimizer(const Napi::CallbackInfo& info);
   Napi::Value write_optimizer(const Napi::CallbackInfo& info);
   Napi::Value plan(const Napi::CallbackInfo& info) {
@@ -82,19 +93,6 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject> {
   Napi::Value dispose(const Napi::CallbackInfo& info) {
     session_.reset();
     return info.Env().Undefined();
-  }
-
-  struct Copy {
-    float* to;
-    const float* from;
-    size_t elements;
-  };
-  // Work that copies between the session's memory and JavaScript's arrays.
-  std::function<Status()> copying(std::vector<Copy> copies) const {
-    return [running = std::make_shared<Running>(state_), session = session_, copies = std::move(copies)] {
-      for (const auto& [to, from, elements] : copies) std::memcpy(to, from, elements * sizeof(float));
-      return Status();
-    };
   }
 
   std::shared_ptr<ModelState> state_;
@@ -133,14 +131,13 @@ Napi::Value SessionObject::update(const Napi::CallbackInfo& info) {
   if (!info[0].IsObject()) return throw_status(env, error(Code::kInvalidOption, "options is not an object")), env.Undefined();
   const Napi::Object object = info[0].As<Napi::Object>();
   UpdateOptions options{};
-  const std::pair<const char*, float*> fields[] = {{"learningRate", &options.learning_rate}, {"beta1", &options.beta1},
-                                                   {"beta2", &options.beta2}, {"epsilon", &options.epsilon},
-                                                   {"weightDecay", &options.weight_decay}, {"maxGradNorm", &options.max_grad_norm}};
+  const std::pair<const char*, double*> fields[] = {{"learningRate", &options.learning_rate}, {"beta1", &options.beta1},
+                                                    {"beta2", &options.beta2}, {"epsilon", &options.epsilon},
+                                                    {"weightDecay", &options.weight_decay}, {"maxGradNorm", &options.max_grad_norm}};
   for (const auto& [name, to] : fields) {
-    double number = 0;
-    if (!get_double(object.Get(name), name, &number)) return env.Undefined();
-    *to = static_cast<float>(number);
+    if (!get_double(object.Get(name), name, to)) return env.Undefined();
   }
+  if (object.Has("momentum") && !get_double(object.Get("momentum"), "momentum", &options.momentum)) return env.Undefined();
   auto result = std::make_shared<UpdateResult>();
   auto running = std::make_shared<Running>(state_);
   return run_async(
@@ -158,33 +155,78 @@ Napi::Value SessionObject::update(const Napi::CallbackInfo& info) {
       Value());
 }
 
+Napi::Value SessionObject::optimizer_states(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  if (!alive(env)) return env.Undefined();
+  Napi::Array list = Napi::Array::New(env, session_->optimizer_states().size());
+  uint32_t place = 0;
+  for (const Session::NamedState& state : session_->optimizer_states()) {
+    const Napi::HandleScope scope(env);
+    Napi::Array shape = Napi::Array::New(env, state.tensor.shape.size());
+    for (size_t i = 0; i < state.tensor.shape.size(); ++i) shape.Set(static_cast<uint32_t>(i), static_cast<double>(state.tensor.shape[i]));
+    Napi::Object item = Napi::Object::New(env);
+    item.Set("name", state.name);
+    item.Set("dtype", dtype_info(state.tensor.type).name);
+    item.Set("shape", shape);
+    list.Set(place++, item);
+  }
+  return list;
+}
+
 Napi::Value SessionObject::read_optimizer(const Napi::CallbackInfo& info) {
-  const Session::State* state = state_of(info);
+  const Session::NamedState* state = state_of(info);
   if (state == nullptr) return info.Env().Undefined();
-  const size_t elements = state->parameter->elements();
-  Napi::Object result = Napi::Object::New(info.Env());
-  Napi::Float32Array m = Napi::Float32Array::New(info.Env(), elements), v = Napi::Float32Array::New(info.Env(), elements);
-  result.Set("m", m);
-  result.Set("v", v);
-  return run_async(info.Env(), copying({{m.Data(), state->m, elements}, {v.Data(), state->v, elements}}), result);
+  Napi::Uint8Array bytes = Napi::Uint8Array::New(info.Env(), state->tensor.bytes());
+  return run_async(
+      info.Env(),
+      [running = std::make_shared<Running>(state_), session = session_, state, to = bytes.Data()] {
+        session->read_state(*state, to);
+        return Status();
+      },
+      bytes);
 }
 
 Napi::Value SessionObject::write_optimizer(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  const Session::State* state = state_of(info);
-  ArrayView<float> m, v;
-  if (state == nullptr || !get_floats(info[1], "m", &m) || !get_floats(info[2], "v", &v)) return env.Undefined();
-  const size_t elements = state->parameter->elements();
-  if (m.length != elements || v.length != elements) {
-    throw_status(env, error(Code::kShapeMismatch, "optimizer state of %s got %zu and %zu values; expected %zu", state->parameter->name.c_str(),
-                            m.length, v.length, elements));
+  const Session::NamedState* state = state_of(info);
+  if (state == nullptr) return env.Undefined();
+  if (!info[1].IsTypedArray() || info[1].As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
+    return throw_status(env, error(Code::kInvalidOption, "%s is not a Uint8Array", state->name.c_str())), env.Undefined();
+  }
+  const auto bytes = info[1].As<Napi::Uint8Array>();
+  if (bytes.ByteLength() != state->tensor.bytes()) {
+    throw_status(env, error(Code::kShapeMismatch, "optimizer state %s got %zu bytes; expected %zu", state->name.c_str(), bytes.ByteLength(),
+                            state->tensor.bytes()));
     return env.Undefined();
   }
-  const Napi::Array keep = Napi::Array::New(env);
-  keep.Set(uint32_t{0}, info[1]);
-  keep.Set(uint32_t{1}, info[2]);
-  return run_async(env, copying({{state->m, m.data, elements}, {state->v, v.data, elements}}), [](Napi::Env done) { return done.Undefined(); },
-                   keep);
+  return run_async(
+      env,
+      [running = std::make_shared<Running>(state_), session = session_, state, from = bytes.Data()] {
+        session->write_state(*state, from);
+        return Status();
+      },
+      [](Napi::Env done) { return done.Undefined(); }, bytes);
+}
+
+// { kind, bits, window?, folder? }; left out: AdamW.
+bool get_optimizer_options(const Napi::Value& value, OptimizerOptions* out) {
+  if (value.IsUndefined()) return true;
+  if (!value.IsObject()) return throw_status(value.Env(), error(Code::kInvalidOption, "optimizer is not an object")), false;
+  const Napi::Object object = value.As<Napi::Object>();
+  std::string kind;
+  size_t bits = 0;
+  if (!get_string(object.Get("kind"), "optimizer.kind", &kind) || !get_size(object.Get("bits"), "optimizer.bits", &bits)) return false;
+  static constexpr std::pair<const char*, OptimizerKind> kKinds[] = {{"adamw", OptimizerKind::kAdamW}, {"lion", OptimizerKind::kLion},
+                                                                     {"sgd", OptimizerKind::kSgd}, {"adafactor", OptimizerKind::kAdafactor}};
+  const auto* const found = std::find_if(std::begin(kKinds), std::end(kKinds), [&](const auto& known) { return kind == known.first; });
+  if (found == std::end(kKinds) || (bits != 8 && bits != 32)) {
+    return throw_status(value.Env(), error(Code::kInvalidOption, "there is no optimizer %s of %zu bits", kind.c_str(), bits)), false;
+  }
+  out->kind = found->second;
+  out->coded = bits == 8;
+  const Napi::Value window = object.Get("window");
+  if (window.IsUndefined()) return true;
+  return get_size(window, "optimizer.window", &out->window) && get_string(object.Get("folder"), "optimizer.folder", &out->folder);
 }
 
 bool get_retention(const Napi::Value& value, Retention* out) {
@@ -211,6 +253,7 @@ bool get_session_options(const Napi::Value& value, SessionOptions* out) {
   }
   const Napi::Object object = value.As<Napi::Object>();
   if (!get_size(object.Get("maxTokens"), "maxTokens", &out->max_tokens) || !get_retention(object.Get("keep"), &out->keep)) return false;
+  if (!get_optimizer_options(object.Get("optimizer"), &out->optimizer)) return false;
   const Napi::Value no_decay = object.Get("noDecay");
   return no_decay.IsUndefined() || get_strings(no_decay, "noDecay", &out->no_decay);
 }
@@ -233,7 +276,7 @@ void register_session(Napi::Env env, Napi::Object exports) {
     const std::shared_ptr<ModelState> state = unwrap_model(info[0]);
     SessionOptions options;
     if (state == nullptr || !get_session_options(info[1], &options)) return info.Env().Undefined();
-    return bytes_object(info.Env(), Session::estimate(addon_context(), *state->model, options.max_tokens, options.keep));
+    return bytes_object(info.Env(), Session::estimate(addon_context(), *state->model, options));
   }));
 }
 

@@ -9,13 +9,9 @@
 
 namespace lowrank {
 
-Status adamw_update(Context& context, const AdamWConfig& config, size_t n, const float* g, float* p,
-                    float* m, float* v) {
-  const OpTimer timer(context, OpKind::kOptimizer);
-  if (config.step == 0)
-    return error(Code::kInvalidOption, "step is 0, but AdamW counts its updates from 1");
+AdamWFactors adamw_factors(const AdamWConfig& config) {
   const double step = static_cast<double>(config.step);
-  const AdamWFactors factors{
+  return {
       .grad_scale = config.grad_scale,
       .decay = static_cast<float>(1.0 - config.lr * config.weight_decay),
       .one_minus_beta1 = static_cast<float>(1.0 - config.beta1),
@@ -25,9 +21,17 @@ Status adamw_update(Context& context, const AdamWConfig& config, size_t n, const
       .eps = static_cast<float>(config.eps),
       .step_size = static_cast<float>(config.lr / (1.0 - std::pow(config.beta1, step))),
   };
+}
+
+Status adamw_update(Context& context, const AdamWConfig& config, size_t n, const float* g, float* p,
+                    float* m, float* v) {
+  const OpTimer timer(context, OpKind::kOptimizer);
+  if (config.step == 0)
+    return error(Code::kInvalidOption, "step is 0, but AdamW counts its updates from 1");
+  const AdamWFactors factors = adamw_factors(config);
   for_row_chunks(context, n, 1, [&](size_t begin, size_t end) {
-    context.kernels.elementwise.adamw(factors, end - begin, g + begin, p + begin, m + begin,
-                                      v + begin);
+    context.kernels.optimizer.adamw(factors, end - begin, g + begin, p + begin, m + begin,
+                                    v + begin);
   });
   return {};
 }

@@ -7,6 +7,7 @@
 #include <span>
 
 #include "core/context.h"
+#include "ops/cpu/optimizer_kernels.h"
 
 namespace lowrank {
 
@@ -15,6 +16,9 @@ struct AdamWConfig {
   uint64_t step;        // 1 for the first update
   float grad_scale;     // multiplies g first: clipping
 };
+
+// What the kernels of an update multiply by; step is at least 1.
+AdamWFactors adamw_factors(const AdamWConfig&);
 
 // All [n] fp32.
 Status adamw_update(Context&, const AdamWConfig&, size_t n, const float* g, float* p, float* m, float* v);

@@ -7,7 +7,7 @@
 #include "core/checked.h"
 #include "core/philox.h"
 #include "ops/cpu/kernels.h"
-#include "ops/adamw.h"
+#include "ops/adamw.h"  // grad_norm_squared
 
 namespace lowrank {
 namespace {
@@ -45,26 +45,34 @@ Result<std::shared_ptr<Session>> Session::create(Context& context, std::shared_p
   std::shared_ptr<Session> session(new Session(context, model, std::move(options)));
   Session& s = *session;
 
-  const size_t elements = trained_elements(*model);
-  LR_RETURN_IF_ERROR(s.gradients_.allocate(elements * sizeof(float), "gradients"));
-  LR_RETURN_IF_ERROR(s.moments_.allocate(2 * elements * sizeof(float), "optimizer state"));
-  size_t offset = 0, ids = 0;
+  LR_RETURN_IF_ERROR(s.gradients_.allocate(trained_elements(*model) * sizeof(float), "gradients"));
+  size_t offset = 0;
   for (const Parameter* parameter : trained) {
     const auto& no_decay = s.options_.no_decay;
     const bool decay = std::find(no_decay.begin(), no_decay.end(), parameter->name) == no_decay.end();
-    s.states_.push_back({parameter, s.gradients_.as<float>() + offset, s.moments_.as<float>() + offset,
-                         s.moments_.as<float>() + elements + offset, decay});
+    s.trained_.push_back({parameter, s.gradients_.as<float>() + offset, decay});
     offset += padded(*parameter);
-    ids = std::max(ids, parameter->id + 1);
+    s.gradient_by_id_.resize(std::max(s.gradient_by_id_.size(), parameter->id + 1));
+    s.gradient_by_id_[parameter->id] = s.trained_.back().gradient;
   }
-  s.state_by_id_.assign(ids, nullptr);
-  for (const State& state : s.states_) s.state_by_id_[state.parameter->id] = &state;
+  Result<std::unique_ptr<Optimizer>> optimizer = Optimizer::create(s.options_.optimizer, s.trained_);
+  LR_RETURN_IF_ERROR(optimizer.status());
+  s.optimizer_ = std::move(optimizer.value());
+  s.name_states();
   return session;
 }
 
+void Session::name_states() {
+  for (size_t parameter = 0; parameter < trained_.size(); ++parameter) {
+    const std::vector<StateTensor> tensors = optimizer_->states(parameter);
+    for (size_t state = 0; state < tensors.size(); ++state) {
+      optimizer_states_.push_back({tensors[state].name + ("." + trained_[parameter].parameter->name), parameter, state, tensors[state]});
+    }
+  }
+}
+
 float* Session::gradient_of(const Parameter& parameter) const {
-  const State* state = parameter.id < state_by_id_.size() ? state_by_id_[parameter.id] : nullptr;
-  return state == nullptr ? nullptr : state->gradient;
+  return parameter.id < gradient_by_id_.size() ? gradient_by_id_[parameter.id] : nullptr;
 }
 
 Status Session::accumulate(const Batch& batch, std::span<const int32_t> targets, float grad_scale, uint64_t seed, uint64_t step,
@@ -72,9 +80,9 @@ Status Session::accumulate(const Batch& batch, std::span<const int32_t> targets,
   LR_RETURN_IF_ERROR(check_batch(model_->config(), batch));
   if (plan_.revision != model_->revision()) {
     const std::vector<Parameter*> trained = model_->trained();
-    const bool same = trained.size() == states_.size() &&
-                      std::equal(trained.begin(), trained.end(), states_.begin(),
-                                 [](const Parameter* a, const State& b) { return a == b.parameter; });
+    const bool same = trained.size() == trained_.size() &&
+                      std::equal(trained.begin(), trained.end(), trained_.begin(),
+                                 [](const Parameter* a, const Trained& b) { return a == b.parameter; });
     if (!same) return error(Code::kInvalidOption, "the model's trainable parameters changed since this session was made");
     plan_ = make_plan(*model_, true, [this](const Parameter& p) { return gradient_of(p); });
   }
@@ -86,7 +94,7 @@ Status Session::accumulate(const Batch& batch, std::span<const int32_t> targets,
 
 Status Session::update(const UpdateOptions& options, UpdateResult* result) {
   std::vector<std::span<const float>> gradients;
-  for (const State& state : states_) gradients.emplace_back(state.gradient, state.parameter->elements());
+  for (const Trained& one : trained_) gradients.emplace_back(one.gradient, one.parameter->elements());
   double squared = 0;
   LR_RETURN_IF_ERROR(grad_norm_squared(context_, gradients, &squared));
   result->grad_norm = std::sqrt(squared);
@@ -94,11 +102,7 @@ Status Session::update(const UpdateOptions& options, UpdateResult* result) {
   if (!result->skipped) {
     ++optimizer_step_;
     const double clip = options.max_grad_norm > 0 ? std::min(1.0, options.max_grad_norm / (result->grad_norm + kClipEpsilon)) : 1.0;
-    AdamWConfig config{options.learning_rate, options.beta1, options.beta2, options.epsilon, 0, optimizer_step_, static_cast<float>(clip)};
-    for (const State& state : states_) {
-      config.weight_decay = state.decay ? options.weight_decay : 0.0f;
-      LR_RETURN_IF_ERROR(adamw_update(context_, config, state.parameter->elements(), state.gradient, state.parameter->data(), state.m, state.v));
-    }
+    LR_RETURN_IF_ERROR(optimizer_->update(context_, options, clip, optimizer_step_));
   }
   zero_gradients();
   return {};
@@ -106,31 +110,38 @@ Status Session::update(const UpdateOptions& options, UpdateResult* result) {
 
 void Session::zero_gradients() { std::memset(gradients_.as<>(), 0, gradients_.bytes()); }
 
-Result<const Session::State*> Session::find(const std::string& name) const {
-  for (const State& state : states_) {
-    if (state.parameter->name == name) return &state;
+Result<const Trained*> Session::find(const std::string& name) const {
+  for (const Trained& one : trained_) {
+    if (one.parameter->name == name) return &one;
   }
   return error(Code::kInvalidOption, "parameter %s is not trained in this session", name.c_str());
 }
 
-std::map<std::string, size_t> Session::plan() const { return estimate(context_, *model_, options_.max_tokens, options_.keep); }
+Result<const Session::NamedState*> Session::find_state(const std::string& name) const {
+  for (const NamedState& state : optimizer_states_) {
+    if (state.name == name) return &state;
+  }
+  return error(Code::kInvalidOption, "the optimizer of this session has no state %s", name.c_str());
+}
 
-std::map<std::string, size_t> Session::estimate(const Context& context, const Model& model, size_t max_tokens, Retention keep) {
+std::map<std::string, size_t> Session::plan() const { return estimate(context_, *model_, options_); }
+
+std::map<std::string, size_t> Session::estimate(const Context& context, const Model& model, const SessionOptions& options) {
   std::map<std::string, size_t> components;
   // With every trained parameter given some gradient the plan has the shape of the real one.
   float placeholder = 0;
   const ModelPlan plan = make_plan(model, true, [&](const Parameter& p) { return p.trainable ? &placeholder : nullptr; });
-  if (max_tokens > 0) {
+  if (options.max_tokens > 0) {
     const Context computing{context.pool, context.kernels, model.compute()};
-    components = Workspace::estimate(model.config(), plan, keep, activation_type(computing), max_tokens);
+    components = Workspace::estimate(model.config(), plan, options.keep, activation_type(computing), options.max_tokens);
   }
   for (const Slot& slot : model.slots()) {
     if (slot.owner != nullptr) components["weights"] += slot.value.rows * slot.value.stride;
   }
   for (const Parameter* parameter : model.parameters()) components["adapter"] += parameter->value.bytes();
-  const size_t trained = trained_elements(model) * sizeof(float);
-  components["gradients"] = trained;
-  components["optimizer"] = 2 * trained;
+  components["gradients"] = trained_elements(model) * sizeof(float);
+  const std::vector<Parameter*> trained = model.trained();
+  components["optimizer"] = Optimizer::estimate(options.optimizer, std::vector<const Parameter*>(trained.begin(), trained.end()));
   return components;
 }
 

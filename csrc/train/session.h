@@ -1,4 +1,4 @@
-// One training run's native state: gradients, AdamW moments and the workspace of a model's trained parameters.
+// One training run's native state: gradients, optimizer and the workspace of a model's trained parameters.
 #pragma once
 
 #include <map>
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "model/decoder.h"
+#include "train/optimizer.h"
 
 namespace lowrank {
 
@@ -14,11 +15,7 @@ struct SessionOptions {
   size_t max_tokens = 0;        // of a micro-batch; more are taken, at the cost of growing the workspace
   Retention keep = Mode::kTrain;
   std::vector<std::string> no_decay;   // parameters without weight decay
-};
-
-struct UpdateOptions {
-  float learning_rate, beta1, beta2, epsilon, weight_decay;
-  float max_grad_norm;          // 0: no clipping
+  OptimizerOptions optimizer;
 };
 
 struct UpdateResult {
@@ -37,24 +34,32 @@ class Session {
   Status update(const UpdateOptions&, UpdateResult*);
   void zero_gradients();
 
-  struct State {
-    const Parameter* parameter;
-    float *gradient, *m, *v;
-    bool decay;
-  };
   // kInvalidOption where `name` is not trained.
-  Result<const State*> find(const std::string& name) const;
+  Result<const Trained*> find(const std::string& name) const;
+
+  // The optimizer's states, named `${state}.${parameter}`.
+  struct NamedState {
+    std::string name;
+    size_t parameter, state;  // Optimizer's indices
+    StateTensor tensor;
+  };
+  const std::vector<NamedState>& optimizer_states() const { return optimizer_states_; }
+  // kInvalidOption where there is none of that name.
+  Result<const NamedState*> find_state(const std::string& name) const;
+  void read_state(const NamedState& state, void* to) const { optimizer_->read_state(state.parameter, state.state, to); }
+  void write_state(const NamedState& state, const void* from) { optimizer_->write_state(state.parameter, state.state, from); }
 
   uint64_t optimizer_step() const { return optimizer_step_; }
   void set_optimizer_step(uint64_t step) { optimizer_step_ = step; }
   std::map<std::string, size_t> plan() const;
 
   // What a session would hold for these options, by component, before anything is allocated.
-  static std::map<std::string, size_t> estimate(const Context&, const Model&, size_t max_tokens, Retention keep);
+  static std::map<std::string, size_t> estimate(const Context&, const Model&, const SessionOptions&);
 
  private:
   Session(Context& context, std::shared_ptr<Model> model, SessionOptions options);
   float* gradient_of(const Parameter&) const;
+  void name_states();
 
   Context context_;
   std::shared_ptr<Model> model_;
@@ -62,9 +67,11 @@ class Session {
   Decoder decoder_;
   Workspace workspace_;
   ModelPlan plan_;
-  Buffer gradients_, moments_;
-  std::vector<State> states_;
-  std::vector<const State*> state_by_id_;
+  Buffer gradients_;
+  std::vector<Trained> trained_;
+  std::vector<float*> gradient_by_id_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::vector<NamedState> optimizer_states_;
   uint64_t optimizer_step_ = 0;
 };
 

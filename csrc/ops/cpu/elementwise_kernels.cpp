@@ -1,43 +1,12 @@
-// Norms, SwiGLU, dropout, AdamW and sums: one pass over memory each, so the floor is bytes (SwiGLU
+// Norms, SwiGLU, dropout and sums: one pass over memory each, so the floor is bytes (SwiGLU
 // and the softmax: one exp an element; dropout: a tenth of a Philox). Every kernel walks whole
 // vectors and ends with one masked vector.
 #include "ops/cpu/elementwise_kernels.h"
 
-#include "ops/cpu/vec.h"
+#include "ops/cpu/vector_walk.h"
 
 namespace lowrank::LR_ISA {
 namespace {
-
-// How a kernel's body touches memory: whole vectors, then the last `n` lanes.
-// An element is a float, or a uint16_t that holds bf16.
-struct Whole {
-  template <class E>
-  LR_INLINE V::T load(const E* p, size_t) {
-    return LR_ISA::load(p);
-  }
-  template <class E>
-  LR_INLINE void store(E* p, V::T x, size_t) {
-    LR_ISA::store(p, x);
-  }
-};
-struct Part {
-  template <class E>
-  LR_INLINE V::T load(const E* p, size_t n) {
-    return LR_ISA::load_n(p, n);
-  }
-  template <class E>
-  LR_INLINE void store(E* p, V::T x, size_t n) {
-    LR_ISA::store_n(p, x, n);
-  }
-};
-
-// body(access, i, n) for every vector of [0, n).
-template <class Body>
-LR_INLINE void for_each_vector(size_t n, const Body& body) {
-  size_t i = 0;
-  for (; i + V::kWidth <= n; i += V::kWidth) body(Whole{}, i, V::kWidth);
-  if (i < n) body(Part{}, i, n - i);
-}
 
 // Σ over [0, n) of term(access, i, n, sum so far), in four interleaved sums that hide the latency
 // of the additions.
@@ -334,28 +303,6 @@ void dropout(const void* x, bool x_bf16, size_t n, uint64_t first, uint32_t thre
   }
 }
 
-// ── AdamW ──
-
-// torch.optim.adamw's _single_tensor_adamw, operation by operation.
-void adamw(const AdamWFactors& factors, size_t n, const float* g, float* p, float* m, float* v) {
-  const V::T grad_scale = V::set(factors.grad_scale), decay = V::set(factors.decay);
-  const V::T one_minus_beta1 = V::set(factors.one_minus_beta1), beta2 = V::set(factors.beta2);
-  const V::T one_minus_beta2 = V::set(factors.one_minus_beta2),
-             root_correction2 = V::set(factors.root_correction2);
-  const V::T eps = V::set(factors.eps), step_size = V::set(factors.step_size);
-  for_each_vector(n, [&](auto access, size_t i, size_t lanes) {
-    const V::T gradient = V::mul(access.load(g + i, lanes), grad_scale);
-    V::T first = access.load(m + i, lanes), second = access.load(v + i, lanes);
-    first = V::fma(one_minus_beta1, V::sub(gradient, first), first);
-    second = V::fma(V::mul(one_minus_beta2, gradient), gradient, V::mul(second, beta2));
-    const V::T denominator = V::add(V::div(V::sqrt(second), root_correction2), eps);
-    const V::T decayed = V::mul(access.load(p + i, lanes), decay);
-    access.store(p + i, V::fnma(step_size, V::div(first, denominator), decayed), lanes);
-    access.store(m + i, first, lanes);
-    access.store(v + i, second, lanes);
-  });
-}
-
 // ── Online softmax ──
 
 // A row's shift follows its maximum only when that grew by more than this, since a new shift costs
@@ -428,7 +375,6 @@ const ElementwiseKernels kElementwiseKernels = {
     .blend = blend,
     .scale = scale,
     .dropout = dropout,
-    .adamw = adamw,
     .sum_of_squares = sum_of_squares,
     .softmax_block = softmax_block,
     .scaled_exp = scaled_exp,

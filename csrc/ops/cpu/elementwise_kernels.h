@@ -1,5 +1,5 @@
 // Single-threaded kernels of the ops that are bound by memory or by exp, of one instruction-set
-// level. The formulas stand in the ops' own headers (rmsnorm.h, swiglu.h, dropout.h, adamw.h,
+// level. The formulas stand in the ops' own headers (rmsnorm.h, swiglu.h, dropout.h,
 // linear_cross_entropy.h); these work on one chunk of them. A `void*` is fp32, or bf16 where its flag
 // says so.
 #pragma once
@@ -8,18 +8,6 @@
 #include <stdint.h>
 
 namespace lowrank {
-
-// What one AdamW update multiplies by, computed once in double.
-struct AdamWFactors {
-  float grad_scale;
-  float decay;  // 1 - lr * weight_decay
-  float one_minus_beta1;
-  float beta2;
-  float one_minus_beta2;
-  float root_correction2;  // sqrt(1 - beta2^step)
-  float eps;
-  float step_size;  // lr / (1 - beta1^step)
-};
 
 // Online softmax of one row over blocks of columns. The weights so far are exp(x - shift), `sum` is
 // their total.
@@ -60,7 +48,6 @@ struct ElementwiseKernels {
                   float scale, uint64_t seed, uint64_t module, void* y, bool y_bf16,
                   bool accumulate);
 
-  void (*adamw)(const AdamWFactors&, size_t n, const float* g, float* p, float* m, float* v);
   // Σ x² in double over sixteen interleaved sums, the same at every level.
   double (*sum_of_squares)(const float* x, size_t n);
 

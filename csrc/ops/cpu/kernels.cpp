@@ -6,10 +6,14 @@
   extern const GemmKernels kGemmKernels;         \
   extern const AttentionKernels kAttentionKernels; \
   extern const ElementwiseKernels kElementwiseKernels; \
+  extern const OptimizerKernels kOptimizerKernels; \
   extern const PeakKernels kPeakKernels;         \
   }
 #define LR_TABLE(level, isa) \
-  { level, isa::kGemmKernels, isa::kAttentionKernels, isa::kElementwiseKernels, isa::kPeakKernels }
+  {                                                                                 \
+    level, isa::kGemmKernels, isa::kAttentionKernels, isa::kElementwiseKernels,     \
+        isa::kOptimizerKernels, isa::kPeakKernels                                   \
+  }
 
 LR_DECLARE_LEVEL(generic)
 #if defined(__x86_64__)

@@ -8,6 +8,7 @@
 #include "ops/cpu/attention_kernels.h"
 #include "ops/cpu/elementwise_kernels.h"
 #include "ops/cpu/gemm_kernels.h"
+#include "ops/cpu/optimizer_kernels.h"
 #include "ops/cpu/peak_kernels.h"
 
 namespace lowrank {
@@ -17,6 +18,7 @@ struct Kernels {
   const GemmKernels& gemm;
   const AttentionKernels& attention;
   const ElementwiseKernels& elementwise;
+  const OptimizerKernels& optimizer;
   const PeakKernels& peak;
 };
 

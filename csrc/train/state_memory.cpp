@@ -1,0 +1,106 @@
+#include "train/state_memory.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "core/checked.h"
+
+namespace lowrank {
+namespace {
+
+size_t page_size() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
+
+// A new file without a name; negative, with errno, where there can be none.
+int unnamed_file(const std::string& folder) {
+#if defined(O_TMPFILE)
+  const int file = open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  if (file >= 0) return file;
+#endif
+  const std::string pattern = folder + "/.lowrank-optimizer-XXXXXX";
+  std::vector<char> path(pattern.c_str(), pattern.c_str() + pattern.size() + 1);
+  const int named = mkstemp(path.data());
+  if (named < 0) return named;
+  unlink(path.data());
+  fcntl(named, F_SETFD, FD_CLOEXEC);
+  return named;
+}
+
+// 0, or the error's number. Zeros are written where the file system cannot reserve, so that a full disk is met now.
+int reserve(int file, size_t bytes) {
+#if defined(__linux__)
+  return posix_fallocate(file, 0, static_cast<off_t>(bytes));
+#else
+  const std::vector<char> zeros(size_t{1} << 20);
+  for (size_t at = 0; at < bytes;) {
+    const ssize_t written = pwrite(file, zeros.data(), std::min(zeros.size(), bytes - at), static_cast<off_t>(at));
+    if (written < 0 && errno != EINTR) return errno;
+    if (written > 0) at += static_cast<size_t>(written);
+  }
+  return 0;
+#endif
+}
+
+}  // namespace
+
+StateMemory::~StateMemory() {
+  if (paged() && data_ != nullptr) munmap(data_, bytes_);
+  if (paged()) close(file_);
+}
+
+Status StateMemory::allocate(size_t bytes, size_t window, const std::string& folder) {
+  bytes_ = bytes;
+  if (bytes > window) {
+    // Two stretches are in memory at a time: the one in use and the one that is fetched. What is left of the window stays.
+    stretch_ = window / 8;
+    resident_ = window - 2 * stretch_;
+    return map_file(folder);
+  }
+  LR_RETURN_IF_ERROR(memory_.allocate(bytes, "optimizer state"));
+  data_ = memory_.as<unsigned char>();
+  return {};
+}
+
+Status StateMemory::map_file(const std::string& folder) {
+  file_ = unnamed_file(folder);
+  if (file_ < 0) {
+    return error(Code::kIoError, "%s: no file for the optimizer's states could be made here: %s", folder.c_str(), std::strerror(errno));
+  }
+  if (const int failure = reserve(file_, bytes_); failure != 0) {
+    return error(Code::kIoError, "%s: %zu bytes for the optimizer's states could not be had here: %s", folder.c_str(), bytes_,
+                 std::strerror(failure));
+  }
+  void* const mapped = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
+  if (mapped == MAP_FAILED) {
+    return error(Code::kOutOfMemory, "the file of the optimizer's states, %zu bytes, could not be mapped: %s", bytes_, std::strerror(errno));
+  }
+  data_ = static_cast<unsigned char*>(mapped);
+  return {};
+}
+
+void StateMemory::prefetch(size_t begin, size_t end) const {
+  if (!paged() || begin >= end) return;
+  const size_t page = page_size(), first = begin / page * page;
+  madvise(data_ + first, std::min(round_up(end, page), bytes_) - first, MADV_WILLNEED);
+}
+
+void StateMemory::release(size_t begin, size_t end) const {
+  if (!paged()) return;
+  const size_t page = page_size();
+  const size_t first = std::max(begin, resident_) / page * page;
+  const size_t last = end == bytes_ ? bytes_ : end / page * page;
+  if (first >= last) return;
+  madvise(data_ + first, last - first, MADV_DONTNEED);  // the file keeps what was written
+#if defined(__linux__)
+  // Written to the disk meanwhile, so that the system has clean pages to take when it needs memory.
+  sync_file_range(file_, static_cast<off_t>(first), static_cast<off_t>(last - first), SYNC_FILE_RANGE_WRITE);
+#endif
+}
+
+}  // namespace lowrank
