@@ -50,7 +50,13 @@ export {
   loraLinear,
   loraLinearBackward,
 } from './kernels/linear.ts';
-export { type AdamWOptions, adamW, gradNorm } from './kernels/optimizer.ts';
+export {
+  type AdamWOptions,
+  adamW,
+  gradNorm,
+  type OptimizerUpdate8bitOptions,
+  optimizerUpdate8bitBlockwise,
+} from './kernels/optimizer.ts';
 export {
   createDynamicMap,
   dequantize4bit,

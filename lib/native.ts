@@ -225,7 +225,16 @@ export interface NativeModel {
   dispose(): void;
 }
 
-export interface NativeAdamW {
+export interface NativeOptimizer {
+  kind: 'adamw' | 'lion' | 'sgd' | 'adafactor';
+  /** Of an element's states; 8: adamw and lion. */
+  bits: 32 | 8;
+  /** Most bytes of states in memory; more lie in a file in `folder`, which exists. */
+  window?: number;
+  folder?: string;
+}
+
+export interface NativeUpdate {
   learningRate: number;
   beta1: number;
   beta2: number;
@@ -233,6 +242,8 @@ export interface NativeAdamW {
   weightDecay: number;
   /** 0: no clipping. */
   maxGradNorm: number;
+  /** sgd's; 0 when left out. */
+  momentum?: number;
 }
 
 /** Gradients, optimizer state and workspace of a model's trainable parameters. */
@@ -246,13 +257,16 @@ export interface NativeSession {
    * Clips and updates, then zeroes the gradients. A non-finite norm updates nothing: `skipped`. `noDecay` names parameters without
    * weight decay.
    */
-  update(options: NativeAdamW): Promise<{ gradNorm: number; skipped: boolean }>;
+  update(options: NativeUpdate): Promise<{ gradNorm: number; skipped: boolean }>;
   zeroGradients(): Promise<void>;
   readGradient(name: string): Promise<Float32Array>;
   /** Updates so far: AdamW's t. */
   optimizerStep: number;
-  readOptimizer(name: string): Promise<{ m: Float32Array; v: Float32Array }>;
-  writeOptimizer(name: string, m: Float32Array, v: Float32Array): Promise<void>;
+  /** The tensors of the optimizer's state, named `${state}.${parameter}`; dtype F32 or U8. */
+  optimizerStates(): { name: string; dtype: string; shape: number[] }[];
+  /** The bytes of one of them. */
+  readOptimizer(name: string): Promise<Uint8Array>;
+  writeOptimizer(name: string, bytes: Uint8Array): Promise<void>;
   /** Bytes held, by component, for micro-batches of up to `maxTokens`. */
   plan(): Record<string, number>;
   dispose(): void;
@@ -315,9 +329,15 @@ export interface NativeAddon {
     packed: Uint8Array,
     absmax: Float32Array,
   ): Promise<void>;
-  createSession(model: NativeModel, options: { maxTokens: number; keep: NativeRetention; noDecay: string[] }): NativeSession;
+  createSession(
+    model: NativeModel,
+    options: { maxTokens: number; keep: NativeRetention; noDecay: string[]; optimizer?: NativeOptimizer },
+  ): NativeSession;
   /** What a session of this kind would hold, in bytes, before anything is allocated. */
-  planSession(model: NativeModel, options: { maxTokens: number; keep: NativeRetention }): Record<string, number>;
+  planSession(
+    model: NativeModel,
+    options: { maxTokens: number; keep: NativeRetention; optimizer?: NativeOptimizer },
+  ): Record<string, number>;
   /** Of all threads of the pool at the level in use, in registers; bf16 where the level has an instruction for it. */
   measurePeaks(): Promise<{ flopsPerSecond: number; bf16FlopsPerSecond?: number }>;
   /** Seconds of one pass that only reads, writes and updates in place so many bytes, from whichever cache holds them all. */

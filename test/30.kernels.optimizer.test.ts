@@ -63,3 +63,78 @@ describe('lowrank/kernels: adamW', () => {
     assertRefused(() => kernels.adamW({ ...good, lr: 1 } as never), 'UNKNOWN_OPTION', 'lr');
   });
 });
+
+describe('lowrank/kernels: optimizerUpdate8bitBlockwise', () => {
+  /** Any map: the quantiles of random numbers, with zero and the ends. */
+  const anyMap = (random: Random, low: number) =>
+    Float32Array.from([low, 0, 1, ...Array.from({ length: 253 }, () => low + (1 - low) * random.uniform())]).sort();
+  const nearest = (map: Float32Array, x: number) =>
+    map.reduce((best, value, i) => (Math.abs(value - x) < Math.abs(map[best]! - x) ? i : best), 0);
+
+  it('keeps the nearest codes, whatever the map', () => {
+    const random = new Random();
+    for (let round = 0; round < 6; round++) {
+      const n = 1 + random.below(700);
+      const blocks = Math.ceil(n / 256);
+      const [qmap1, qmap2] = [anyMap(random, -1), anyMap(random, 0)];
+      const param = random.normals(n);
+      const codes = () => ({ state1: new Uint8Array(n).fill(nearest(qmap1, 0)), state2: new Uint8Array(n).fill(nearest(qmap2, 0)) });
+      const options = { optimizer: 'adamw', param, qmap1, qmap2, lr: 1e-2, beta2: 0.99, weightDecay: round % 2 ? 0.1 : 0 } as const;
+      const states = { ...codes(), absmax1: new Float32Array(blocks), absmax2: new Float32Array(blocks) };
+      const start = param.slice();
+      for (let step = 1; step <= 4; step++) {
+        const grad = random.normals(n).map((value, i) => (i % 5 === 0 ? 0 : value));
+        const of = (state: Uint8Array, absmax: Float32Array, map: Float32Array) =>
+          Float64Array.from(state, (value, i) => map[value]! * absmax[Math.floor(i / 256)]!);
+        const m = of(states.state1, states.absmax1, qmap1).map((value, i) => 0.9 * value + 0.1 * grad[i]!);
+        const v = of(states.state2, states.absmax2, qmap2).map((value, i) => 0.99 * value + 0.01 * grad[i]! * grad[i]!);
+        const p = Float64Array.from(param, (value, i) => {
+          const update = m[i]! / (1 - 0.9 ** step) / (Math.sqrt(v[i]! / (1 - 0.99 ** step)) + 1e-8);
+          return value * (1 - options.lr * options.weightDecay) - options.lr * update;
+        });
+        kernels.optimizerUpdate8bitBlockwise({ ...options, ...states, grad, step });
+        assertClose(param, p, 1e-6, `round ${round} param`);
+        for (const [state, absmax, map, want] of [
+          [states.state1, states.absmax1, qmap1, m],
+          [states.state2, states.absmax2, qmap2, v],
+        ] as const) {
+          for (let i = 0; i < n; i++) {
+            const begin = i - (i % 256);
+            const largest = want.slice(begin, begin + 256).reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+            assert.ok(Math.abs(absmax[begin / 256]! - largest) <= 1e-6 * largest);
+            const x = want[i]! / largest;
+            const distance = Math.abs(map[state[i]!]! - x);
+            assert.ok(distance <= Math.abs(map[nearest(map, x)]! - x) + 2e-6, `round ${round} [${i}]: ${x} is stored as ${map[state[i]!]}`);
+          }
+        }
+      }
+      for (let i = 0; i < n && options.weightDecay === 0; i += 5) assert.equal(param[i], start[i], 'moved without a gradient');
+    }
+  });
+
+  it('names what does not fit, and changes nothing for a gradient that is not finite', () => {
+    const map = Float32Array.from({ length: 256 }, (_, i) => (i - 127) / 128);
+    const good = {
+      optimizer: 'lion' as const,
+      param: Float32Array.of(1, 2),
+      grad: Float32Array.of(1, 1),
+      state1: new Uint8Array(2),
+      absmax1: new Float32Array(1),
+      qmap1: map,
+      step: 1,
+      lr: 0.5,
+    };
+    const update = (change: object) => () => kernels.optimizerUpdate8bitBlockwise({ ...good, ...change });
+    assertRefused(update({ grad: Float32Array.of(1, Number.NaN) }), 'NON_FINITE', 'gradient');
+    assert.deepEqual([...good.param, ...good.state1, ...good.absmax1], [1, 2, 0, 0, 0]);
+    assertRefused(update({ optimizer: 'momentum' }), 'INVALID_OPTION', 'optimizer', 'adamw');
+    assertRefused(update({ optimizer: 'adamw' }), 'SHAPE_MISMATCH', 'state2', 'Uint8Array');
+    assertRefused(update({ state1: new Uint8Array(3) }), 'SHAPE_MISMATCH', 'state1', '2');
+    assertRefused(update({ absmax1: new Float32Array(2) }), 'SHAPE_MISMATCH', 'absmax1', '1');
+    assertRefused(update({ qmap1: map.slice().reverse() }), 'SHAPE_MISMATCH', 'qmap1', 'ascend');
+    assertRefused(update({ state2: new Uint8Array(2) }), 'SHAPE_MISMATCH', 'state2', 'lion');
+    assertRefused(update({ percentile: 1 }), 'UNKNOWN_OPTION', 'percentile');
+    update({})();
+    assert.deepEqual([...good.param], [0.5, 1.5]);
+  });
+});

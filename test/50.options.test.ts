@@ -125,9 +125,13 @@ describe('options of LoraTrainer', () => {
   });
 
   it('refuses by name what is not there yet', () => {
-    for (const optim of ['adamw_8bit', 'paged_adamw_8bit', 'paged_adamw_32bit', 'sgd']) {
-      refused(() => withArgs({ optim }), 'INVALID_OPTION', `args.optim: found "${optim}"`, "'adamw_torch'");
+    for (const optim of ['muon', 'ademamix', 'rmsprop_bnb', 'adamw_8bits', 8]) {
+      refused(() => withArgs({ optim }), 'INVALID_OPTION', `args.optim: found ${JSON.stringify(optim)}`, "'adamw_torch'");
     }
+    refused(() => withArgs({ optimizerMemory: '64MiB' }), 'INVALID_OPTION', 'args.optimizerMemory', "'adamw_torch'", "'paged_adamw_8bit'");
+    refused(() => withArgs({ optim: 'paged_adamw_8bit', optimizerMemory: '1MiB' }), 'INVALID_OPTION', 'args.optimizerMemory', '4MiB');
+    refused(() => withArgs({ optimArgs: { momentum: 0.5 } }), 'INVALID_OPTION', 'args.optimArgs.momentum', "'sgd'");
+    refused(() => withArgs({ optim: 'sgd', optimArgs: { momentum: 1 } }), 'INVALID_OPTION', 'args.optimArgs.momentum: found 1');
     refused(() => withArgs({ neftuneNoiseAlpha: 5 }), 'INVALID_OPTION', 'args.neftuneNoiseAlpha: found 5', 'not available yet');
     refused(
       () => parseTrainerOptions({ ...base, quantizationConfig: { loadIn8bit: true } }),

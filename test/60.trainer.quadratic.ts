@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { writeIntoFolder } from '../lib/files/atomic_folder.ts';
 import { type FileSystem, nodeFiles, writeFileSynced } from '../lib/files/file_system.ts';
-import type { NativeAdamW, NativeLoss, NativeTrainBatch } from '../lib/native.ts';
+import type { NativeLoss, NativeTrainBatch, NativeUpdate } from '../lib/native.ts';
 import { parseTrainerOptions, type TrainerOptions } from '../lib/options/trainer_options.ts';
 import { evaluateBatches } from '../lib/train/evaluation.ts';
 import type { Progress } from '../lib/train/progress.ts';
@@ -101,7 +101,7 @@ export class Quadratic implements Trainable {
     epsilon,
     weightDecay,
     maxGradNorm,
-  }: NativeAdamW): Promise<{ gradNorm: number; skipped: boolean }> {
+  }: NativeUpdate): Promise<{ gradNorm: number; skipped: boolean }> {
     if (this.#options.brokenGradient?.(this.#step)) this.gradient[0] = Number.NaN;
     const gradNorm = Math.sqrt(this.gradient.reduce((sum, value) => sum + value * value, 0));
     const skipped = !Number.isFinite(gradNorm);

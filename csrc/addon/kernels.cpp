@@ -13,6 +13,7 @@
 #include "ops/coded_update.h"
 #include "ops/dequantize.h"
 #include "ops/dropout.h"
+#include "ops/dynamic_map.h"
 #include "ops/embedding.h"
 #include "ops/gemm.h"
 #include "ops/linear_cross_entropy.h"

@@ -11,6 +11,7 @@
 #include "core/denormals.h"
 #include "core/half.h"
 #include "ops/cpu/kernels.h"
+#include "ops/dynamic_map.h"
 #include "ops/quantize_blockwise.h"
 #include "ops/row_chunks.h"
 

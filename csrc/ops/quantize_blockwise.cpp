@@ -41,12 +41,6 @@ float quantize_block(const float* x, size_t n, const uint8_t* nearest, uint8_t* 
   return absmax;
 }
 
-// torch.linspace(0.1, 1, steps): from either end to the middle, each step one fused multiply and add.
-float evenly_spaced(size_t i, size_t steps) {
-  const float step = (1.0f - 0.1f) / static_cast<float>(steps - 1);
-  return i < steps / 2 ? std::fma(step, static_cast<float>(i), 0.1f) : std::fma(-step, static_cast<float>(steps - 1 - i), 1.0f);
-}
-
 Status check_block(const char* op, size_t block) {
   if (block > 0) return {};
   return error(Code::kInvalidOption, "%s: the block size is 0", op);
@@ -76,23 +70,6 @@ Status dequantize_blockwise(Context& context, const uint8_t* codes, size_t n, si
     for (size_t i = begin * block; i < std::min(n, end * block); ++i) out[i] = code[codes[i]] * absmax[i / block];
   });
   return {};
-}
-
-void dynamic_map(bool is_signed, float* code) {
-  constexpr size_t kExponents = 7;
-  size_t count = 0;
-  for (size_t exponent = 0; exponent < kExponents; ++exponent) {
-    const size_t fractions = size_t{1} << (is_signed ? exponent : exponent + 1);
-    const float scale = static_cast<float>(std::pow(10.0, static_cast<double>(exponent) - (kExponents - 1)));
-    for (size_t i = 0; i < fractions; ++i) {
-      const float mean = (evenly_spaced(i, fractions + 1) + evenly_spaced(i + 1, fractions + 1)) / 2;
-      code[count++] = scale * mean;
-      if (is_signed) code[count++] = -(scale * mean);
-    }
-  }
-  code[count++] = 0;
-  code[count++] = 1;
-  std::sort(code, code + count);
 }
 
 }  // namespace lowrank

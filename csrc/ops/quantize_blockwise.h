@@ -20,7 +20,4 @@ Status quantize_blockwise(Context&, const float* x, size_t n, size_t block, cons
 // out[i] = code[codes[i]] * absmax[i / block]
 Status dequantize_blockwise(Context&, const uint8_t* codes, size_t n, size_t block, const float* code, const float* absmax, float* out);
 
-// The dynamic map: a unary exponent from 1 to 1e-6 and what bits are left as a linear fraction. Bits as torch computes them.
-void dynamic_map(bool is_signed, float* code);
-
 }  // namespace lowrank

@@ -63,3 +63,95 @@ export function adamW(options: AdamWOptions): void {
   checks.number('gradScale', gradScale);
   run('adamW', learningRate, beta1, beta2, epsilon, weightDecay, step, gradScale, p.length, g, p, m, v);
 }
+
+export interface OptimizerUpdate8bitOptions {
+  /** 'adamw' and 'adam' (the same: weight decay is decoupled, as in bitsandbytes), or 'lion'. */
+  optimizer: 'adamw' | 'adam' | 'lion';
+  /** Changed in place. */
+  param: Float32Array;
+  grad: Float32Array;
+  /** Codes of the first moment, one a parameter: changed in place. */
+  state1: Uint8Array;
+  /** Codes of the second moment; not of 'lion'. */
+  state2?: Uint8Array;
+  /** Largest magnitude of each block of 256 values of the state: changed in place. */
+  absmax1: Float32Array;
+  absmax2?: Float32Array;
+  /** The 256 values that the codes stand for, ascending. */
+  qmap1: Float32Array;
+  qmap2?: Float32Array;
+  /** 0.9 by default. */
+  beta1?: number;
+  /** 0.999 by default; 'lion': 0.99. */
+  beta2?: number;
+  /** 1e-8 by default. */
+  eps?: number;
+  /** Number of this update; the first is 1. */
+  step: number;
+  lr: number;
+  /** 0 by default. */
+  weightDecay?: number;
+  /** Multiplies the gradient first, for clipping; 1 by default. */
+  gnormScale?: number;
+}
+
+const UPDATE_8BIT_OPTIONS = [
+  'optimizer',
+  'param',
+  'grad',
+  'state1',
+  'state2',
+  'absmax1',
+  'absmax2',
+  'qmap1',
+  'qmap2',
+  'beta1',
+  'beta2',
+  'eps',
+  'step',
+  'lr',
+  'weightDecay',
+  'gnormScale',
+];
+
+/**
+ * One update with states of 8 bits in blocks of 256. A state is decoded, updated in fp32 and used, and then stored as the nearest codes,
+ * halfway as the smaller. Weight decay comes first, as in torch.optim.AdamW. Changes param, the states and their absmax.
+ *
+ * @throws NON_FINITE where the gradient is not finite; nothing is changed then
+ */
+export function optimizerUpdate8bitBlockwise(options: OptimizerUpdate8bitOptions): void {
+  const checks = new Checks('optimizerUpdate8bitBlockwise', options, UPDATE_8BIT_OPTIONS);
+  const { optimizer, param, grad, step, lr } = options;
+  checks.choice('optimizer', optimizer, ['adamw', 'adam', 'lion']);
+  const isLion = optimizer === 'lion';
+  const { beta1 = 0.9, beta2 = isLion ? 0.99 : 0.999, eps = 1e-8, weightDecay = 0, gnormScale = 1 } = options;
+  checks.floats('param', param, param?.length ?? 0);
+  checks.floats('grad', grad, param.length);
+  checks.whole('step', step, 1);
+  checks.number('lr', lr, 0);
+  checks.number('beta1', beta1, 0, 1);
+  checks.number('beta2', beta2, 0, 1);
+  checks.number('eps', eps, 0);
+  checks.number('weightDecay', weightDecay, 0);
+  checks.number('gnormScale', gnormScale);
+  const states = state8bit(checks, options, '1');
+  if (!isLion) states.push(...state8bit(checks, options, '2'));
+  else if (options.state2 !== undefined) checks.fail("state2 is given; expected nothing with 'lion', which has one state");
+  run(isLion ? 'lionCoded' : 'adamWCoded', lr, beta1, beta2, eps, weightDecay, step, gnormScale, param.length, grad, param, ...states);
+}
+
+/** Codes, absmax and map of one state, checked. */
+function state8bit(checks: Checks, options: OptimizerUpdate8bitOptions, number: '1' | '2'): unknown[] {
+  const { length } = options.param;
+  const codes = options[`state${number}`] as Uint8Array;
+  const absmax = options[`absmax${number}`] as Float32Array;
+  const map = options[`qmap${number}`] as Float32Array;
+  checks.bytes(`state${number}`, codes, length);
+  checks.floats(`absmax${number}`, absmax, Math.ceil(length / 256));
+  checks.floats(`qmap${number}`, map, 256);
+  if (!map.every((value, i) => Number.isFinite(value) && (i === 0 || value >= (map[i - 1] as number)))) {
+    checks.fail(`qmap${number} does not ascend; expected 256 finite values in ascending order`);
+  }
+  return [codes, absmax, map];
+}

@@ -4,6 +4,7 @@ import type { CausalLM } from '../model/causal_lm.ts';
 import type { TrainerCallback } from '../train/callbacks.ts';
 import { type DataSource, isDataSource } from './data_source.ts';
 import { type LoraConfig, loraConfigSchema, parseLoraConfig, type ResolvedLoraConfig } from './lora_config.ts';
+import { OPTIMIZERS } from './optimizers.ts';
 import { parseOptions, unknownOption } from './parse.ts';
 import {
   checkQuantizationConfig,
@@ -94,6 +95,7 @@ export function parseTrainerOptions(options: unknown): ResolvedTrainerOptions {
   }
   checkCombinations(parsed.args, parsed.evalDataset !== undefined);
   checkScheduler(parsed.args);
+  checkOptimizer(parsed.args);
   return {
     model: parsed.model,
     trainDataset: parsed.trainDataset,
@@ -160,6 +162,20 @@ const SCHEDULER_OPTIONS: Readonly<Record<string, readonly string[]>> = {
   polynomial: ['power', 'lrEnd'],
   inverse_sqrt: ['timescale'],
 };
+
+function checkOptimizer(args: ResolvedTrainingArguments): void {
+  const { optim, optimizerMemory, optimArgs } = args;
+  if (optimizerMemory !== undefined && !OPTIMIZERS[optim].paged) {
+    refuse(
+      'args.optimizerMemory',
+      optimizerMemory,
+      `nothing with the optimizer '${optim}', whose states are always in memory (it is for 'paged_adamw_8bit' and the other paged ones)`,
+    );
+  }
+  if (optimArgs?.momentum !== undefined && optim !== 'sgd') {
+    refuse('args.optimArgs.momentum', optimArgs.momentum, `nothing with the optimizer '${optim}'; it is an option of 'sgd'`);
+  }
+}
 
 function checkScheduler(args: ResolvedTrainingArguments): void {
   const given = Object.entries(args.lrSchedulerKwargs ?? {}).filter(([, value]) => value !== undefined);

@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import { TRUNCATIONS } from '../data/truncation.ts';
 import { byteSize } from './byte_size.ts';
+import { optimizerName } from './optimizers.ts';
 
 const text = z.string().min(1);
 const count = z.int().min(1);
@@ -18,7 +19,6 @@ const gradientCheckpointing = z.union(
 /** `args.gradientCheckpointing`, with a budget in bytes. */
 export type GradientCheckpointing = z.output<typeof gradientCheckpointing>;
 
-const OPTIMIZERS = ['adamw_torch', 'adamw_torch_fused'] as const;
 export const SCHEDULERS = [
   'linear',
   'cosine',
@@ -28,11 +28,6 @@ export const SCHEDULERS = [
   'constant_with_warmup',
   'inverse_sqrt',
 ] as const;
-
-const optim = z.enum(OPTIMIZERS, {
-  error: () =>
-    `${OPTIMIZERS.map((name) => `'${name}'`).join(' or ')} (32-bit AdamW; other optimizers, 8-bit and paged ones among them, are not available yet)`,
-});
 
 /** TrainingArguments: Transformers' and TRL's names in camelCase, and their values and defaults, except where the text says otherwise. */
 export const trainingArgumentsSchema = z.strictObject({
@@ -63,7 +58,19 @@ export const trainingArgumentsSchema = z.strictObject({
   warmupSteps: z.number().min(0).default(0).describe('Steps of warm-up in place of warmupRatio; below 1: a share of all steps.'),
   weightDecay: z.number().min(0).default(0).describe('Decoupled weight decay; biases and norms have none.'),
   maxGradNorm: z.number().min(0).default(1).describe('Gradients are scaled down to this norm; 0: never.'),
-  optim: optim.default('adamw_torch').describe('The optimizer.'),
+  optim: optimizerName
+    .default('adamw_torch')
+    .describe(
+      'The optimizer. AdamW: adamw_torch (and adamw_torch_fused, the same), adamw_8bit (and adamw_bnb_8bit), paged_adamw_32bit, paged_adamw_8bit; Lion: lion_32bit, lion_8bit, paged_lion_32bit, paged_lion_8bit; sgd; adafactor.',
+    ),
+  optimizerMemory: byteSize
+    .refine((bytes) => bytes >= 4 * 2 ** 20, { error: "at least '4MiB'" })
+    .optional()
+    .describe("paged_…: most bytes of the optimizer's states in memory, '512MiB' when left out; the others lie in a file in outputDir."),
+  optimArgs: z
+    .strictObject({ momentum: z.number().min(0).lt(1).optional().describe('sgd: share of the last update in the next one, 0.9.') })
+    .optional()
+    .describe("The optimizer's own options."),
   adamBeta1: z.number().min(0).lt(1).default(0.9).describe('Decay of the first moment.'),
   adamBeta2: z.number().min(0).lt(1).default(0.999).describe('Decay of the second moment.'),
   adamEpsilon: z.number().min(0).default(1e-8).describe('Added to the root of the second moment.'),

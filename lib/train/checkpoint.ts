@@ -7,7 +7,7 @@ import { type Fingerprint, hashJson } from './fingerprint.ts';
 import { fromDiskEntry, type TrainerState, toDiskEntry } from './trainer_state.ts';
 
 // checkpoint-N/    the adapter's folder as PEFT writes it, and
-//   optimizer.safetensors    AdamW's moments
+//   optimizer.safetensors    the optimizer's states
 //   trainer_state.json       Transformers' keys
 //   lowrank_state.json       what a resume needs beside them, and the checksums of all files; written last
 

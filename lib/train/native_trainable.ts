@@ -1,18 +1,22 @@
+import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { LowrankError } from '../errors.ts';
+import { LowrankError, shown } from '../errors.ts';
+import { ioError } from '../files/file_system.ts';
 import type { PeftModel } from '../model/peft_model.ts';
 import {
   call,
-  type NativeAdamW,
   type NativeComputeType,
   type NativeLoss,
   type NativeModel,
+  type NativeOptimizer,
   type NativeRetention,
   type NativeSession,
   type NativeTensorData,
   type NativeTrainBatch,
+  type NativeUpdate,
   native,
 } from '../native.ts';
+import { stateFormat } from '../options/optimizers.ts';
 import { computeTypeName } from '../system.ts';
 import { type FingerprintPart, hashJson, PROBE } from './fingerprint.ts';
 import type { Trainable } from './trainable.ts';
@@ -27,6 +31,7 @@ export interface SessionOptions {
   /** Most tokens of a micro-batch. */
   maxTokens: number;
   keep: NativeRetention;
+  optimizer: NativeOptimizer;
   computeType: NativeComputeType;
 }
 
@@ -36,33 +41,43 @@ export class NativeTrainable implements Trainable {
   readonly #adapter: string;
   readonly #base: FingerprintPart;
   readonly #session: NativeSession;
+  readonly #stateFormat: string;
   readonly #computeType: NativeComputeType;
 
-  private constructor(peft: PeftModel, adapter: string, base: FingerprintPart, session: NativeSession, computeType: NativeComputeType) {
+  private constructor(
+    peft: PeftModel,
+    adapter: string,
+    base: FingerprintPart,
+    session: NativeSession,
+    { computeType, optimizer }: SessionOptions,
+  ) {
     this.#peft = peft;
     this.#adapter = adapter;
     this.#base = base;
     this.#session = session;
     this.#computeType = computeType;
+    this.#stateFormat = stateFormat(optimizer);
   }
 
   /** Allocates gradients, optimizer and workspace. The model goes on computing in `computeType`. */
-  static async create(peft: PeftModel, { computeType, ...options }: SessionOptions): Promise<NativeTrainable> {
+  static async create(peft: PeftModel, options: SessionOptions): Promise<NativeTrainable> {
+    const { computeType, optimizer, maxTokens, keep } = options;
+    if (optimizer.folder !== undefined) await makeFolder(optimizer.folder);
     const adapter = trainedAdapter(peft);
     const base = await peft.disableAdapter(() => peft.core.run(describeBase));
     const noDecay = peft.trainableNames().filter((name) => NO_DECAY.test(name));
     const session = await peft.core.run((model) => {
       model.setCompute(computeType);
-      return native().createSession(model, { ...options, noDecay });
+      return native().createSession(model, { maxTokens, keep, optimizer, noDecay });
     });
-    return new NativeTrainable(peft, adapter, base, session, computeType);
+    return new NativeTrainable(peft, adapter, base, session, options);
   }
 
   accumulate(batch: NativeTrainBatch, options: { gradScale: number; seed: number; step: number; micro: number }): Promise<NativeLoss> {
     return this.#peft.core.run(() => this.#session.accumulate(batch, options));
   }
 
-  update(options: NativeAdamW): Promise<{ gradNorm: number; skipped: boolean }> {
+  update(options: NativeUpdate): Promise<{ gradNorm: number; skipped: boolean }> {
     return this.#peft.core.run(() => this.#session.update(options));
   }
 
@@ -90,30 +105,46 @@ export class NativeTrainable implements Trainable {
   async saveOptimizer(folder: string): Promise<void> {
     const tensors: NativeTensorData[] = [];
     const step = await this.#peft.core.run(async () => {
-      for (const { name, shape } of this.#trained()) {
-        const { m, v } = await this.#session.readOptimizer(name);
-        tensors.push({ name: `m.${name}`, dtype: 'F32', shape, data: m }, { name: `v.${name}`, dtype: 'F32', shape, data: v });
+      for (const { name, dtype, shape } of this.#session.optimizerStates()) {
+        tensors.push({ name, dtype, shape, data: await this.#session.readOptimizer(name) });
       }
       return this.#session.optimizerStep;
     });
-    await call(() => native().writeSafetensors(join(folder, OPTIMIZER_FILE), tensors, { optimizer: 'adamw', step: String(step) }));
+    await call(() =>
+      native().writeSafetensors(join(folder, OPTIMIZER_FILE), tensors, { optimizer: this.#stateFormat, step: String(step) }),
+    );
   }
 
+  /**
+   * Sets the optimizer's state to a checkpoint's, byte for byte.
+   *
+   * @throws INVALID_OPTION where another optimizer made it; CHECKPOINT_CORRUPT
+   */
   async loadOptimizer(folder: string): Promise<void> {
     const path = join(folder, OPTIMIZER_FILE);
     const file = await call(() => native().openTensorFileAsync(path));
     try {
-      const step = Number(file.metadata().step);
-      if (!Number.isSafeInteger(step) || step < 0)
-        throw new LowrankError('CHECKPOINT_CORRUPT', `${path}: found step ${file.metadata().step}, expected the number of updates`);
-      const present = new Set(file.tensors().map((tensor) => tensor.name));
+      const { optimizer, step } = file.metadata();
+      if (optimizer !== this.#stateFormat) {
+        throw new LowrankError(
+          'INVALID_OPTION',
+          `args.optim: ${path} has states of the optimizer ${shown(optimizer)}, expected ${shown(this.#stateFormat)}; resume with the optimizer that the checkpoint was made with`,
+        );
+      }
+      const updates = Number(step);
+      if (!Number.isSafeInteger(updates) || updates < 0)
+        throw new LowrankError('CHECKPOINT_CORRUPT', `${path}: found step ${step}, expected the number of updates`);
+      const present = new Map(file.tensors().map((tensor) => [tensor.name, tensor]));
       await this.#peft.core.run(async () => {
-        for (const { name } of this.#trained()) {
-          if (!present.has(`m.${name}`) || !present.has(`v.${name}`))
-            throw new LowrankError('CHECKPOINT_CORRUPT', `${path} has no moments of ${name}`);
-          await this.#session.writeOptimizer(name, await file.readAsync(`m.${name}`), await file.readAsync(`v.${name}`));
+        for (const { name, dtype, shape } of this.#session.optimizerStates()) {
+          const found = present.get(name);
+          if (found?.dtype !== dtype || String(found.shape) !== String(shape)) {
+            const is = found ? `${found.dtype} [${found.shape}]` : 'nothing';
+            throw new LowrankError('CHECKPOINT_CORRUPT', `${path}: ${name}: found ${is}, expected ${dtype} [${shape}]`);
+          }
+          await this.#session.writeOptimizer(name, file.readRaw(name));
         }
-        this.#session.optimizerStep = step;
+        this.#session.optimizerStep = updates;
       });
     } finally {
       file.close();
@@ -137,6 +168,13 @@ export class NativeTrainable implements Trainable {
   #trained() {
     return this.#peft.core.native.parameters().filter((parameter) => parameter.trainable);
   }
+}
+
+/** For the optimizer's file. */
+async function makeFolder(folder: string): Promise<void> {
+  await mkdir(folder, { recursive: true }).catch((error: unknown) => {
+    throw ioError('making', folder, error);
+  });
 }
 
 /** The one adapter that is active and trained. */

@@ -12,6 +12,7 @@ import type { TrainingStep } from './callbacks.ts';
 import { retentionName, retentionOf } from './checkpointing.ts';
 import { type EvaluationMetrics, evaluateBatches } from './evaluation.ts';
 import { NativeTrainable, trainedAdapter } from './native_trainable.ts';
+import { optimizerOf } from './optimizer.ts';
 import { createProgress, type Progress } from './progress.ts';
 import { UnitData } from './training_data.ts';
 import { runTraining, type TrainResult } from './training_run.ts';
@@ -80,6 +81,7 @@ export class LoraTrainer {
       const trainable = await NativeTrainable.create(prepared.peft, {
         maxTokens: prepared.maxTokens,
         keep,
+        optimizer: optimizerOf(args),
         computeType: this.#computeType(prepared.peft),
       });
       try {
@@ -118,15 +120,17 @@ export class LoraTrainer {
   async plan(): Promise<TrainingMemory> {
     const prepared = await this.#prepare();
     const keep = await this.#retention(prepared);
-    return await prepared.peft.core.run((model) => native().planSession(model, { maxTokens: prepared.maxTokens, keep }));
+    const optimizer = optimizerOf(this.#options.args);
+    return await prepared.peft.core.run((model) => native().planSession(model, { maxTokens: prepared.maxTokens, keep, optimizer }));
   }
 
   /** What a training's forward keeps. The model goes on computing in the training's type. */
   async #retention({ peft, maxTokens }: Prepared): Promise<NativeRetention> {
+    const optimizer = optimizerOf(this.#options.args);
     return await peft.core.run((model) => {
       model.setCompute(this.#computeType(peft));
       return retentionOf(this.#options.args.gradientCheckpointing, model.config.layers, (keep) =>
-        native().planSession(model, { maxTokens, keep }),
+        native().planSession(model, { maxTokens, keep, optimizer }),
       );
     });
   }

@@ -164,6 +164,7 @@ export class TrainingLoop {
       epsilon: args.adamEpsilon,
       weightDecay: args.weightDecay,
       maxGradNorm: args.maxGradNorm,
+      momentum: args.optimArgs?.momentum ?? 0.9,
     });
   }
 

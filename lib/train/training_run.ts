@@ -151,7 +151,7 @@ async function fingerprintOf({ args, trainable, data }: TrainingRequest, plan: S
       seed: { seed: args.seed, dataSeed: args.dataSeed ?? args.seed },
     },
     noted: {
-      schedule: { ...scheduleOf(args, plan.totalSteps), weightDecay, adamBeta1, adamBeta2, adamEpsilon, maxGradNorm },
+      schedule: { ...scheduleOf(args, plan.totalSteps), weightDecay, adamBeta1, adamBeta2, adamEpsilon, maxGradNorm, ...args.optimArgs },
       machine: trainable.machine(),
     },
   };

@@ -1,0 +1,12 @@
+import type { NativeOptimizer } from '../native.ts';
+import { OPTIMIZERS } from '../options/optimizers.ts';
+import type { ResolvedTrainingArguments } from '../options/training_arguments.ts';
+
+/** What a paged optimizer keeps in memory where args.optimizerMemory is left out. */
+const DEFAULT_WINDOW = 512 * 2 ** 20;
+
+/** The native optimizer that args.optim names. States that do not fit args.optimizerMemory lie in a file in args.outputDir. */
+export function optimizerOf(args: ResolvedTrainingArguments): NativeOptimizer {
+  const { kind, bits, paged } = OPTIMIZERS[args.optim];
+  return { kind, bits, ...(paged && { window: args.optimizerMemory ?? DEFAULT_WINDOW, folder: args.outputDir }) };
+}
