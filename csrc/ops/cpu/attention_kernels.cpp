@@ -5,6 +5,7 @@
 #include "ops/cpu/attention_decode.h"
 #include "ops/cpu/attention_forward.h"
 #include "ops/cpu/attention_forward_bf16.h"
+#include "ops/cpu/vector_walk.h"
 
 namespace lowrank::LR_ISA {
 namespace {
@@ -44,13 +45,12 @@ LR_INLINE void rotate_heads(E* x, size_t heads, size_t head_dim, size_t rotary_d
   const size_t half = rotary_dim / 2;
   const V::T sign = V::set(inverse ? -1.0f : 1.0f);
   for (size_t h = 0; h < heads; ++h, x += head_dim) {
-    for (size_t i = 0; i < half; i += V::kWidth) {
-      const size_t n = smaller(V::kWidth, half - i);
-      const V::T c = V::load_n(cos + i, n), s = V::mul(sign, V::load_n(sin + i, n));
-      const V::T low = load_n(x + i, n), high = load_n(x + half + i, n);
-      store_n(x + i, V::fnma(high, s, V::mul(low, c)), n);
-      store_n(x + half + i, V::fma(low, s, V::mul(high, c)), n);
-    }
+    for_each_vector(half, [&](auto access, size_t i, size_t n) {
+      const V::T c = access.load(cos + i, n), s = V::mul(sign, access.load(sin + i, n));
+      const V::T low = access.load(x + i, n), high = access.load(x + half + i, n);
+      access.store(x + i, V::fnma(high, s, V::mul(low, c)), n);
+      access.store(x + half + i, V::fma(low, s, V::mul(high, c)), n);
+    });
   }
 }
 
