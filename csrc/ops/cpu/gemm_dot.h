@@ -105,23 +105,49 @@ LR_INLINE void store_sums(const V::T* acc, float* sums) {
   }
 }
 
-// x[(unit * M + i) * kUnit + j] = a[i][unit * kUnit + j], zero past k and for i past m.
-template <size_t M>
+// The number format of a product: what a unit of 32 weights is in it (kVectors vectors) and a unit
+// of a row of A beside it.
+struct FloatDots {
+  static constexpr size_t kOperandBytes = sizeof(float);
+  static constexpr size_t kVectors = kUnitVectors;
+  static constexpr size_t kVectorWeights = V::kWidth;  // that a vector holds
+  using Weights = Unit;
+
+  template <DType kType>
+  LR_INLINE Weights unit(const uint8_t* row, size_t index) {
+    return unit_at<kType>(row, index);
+  }
+  // Weights [c, c + n) of a row of a scalar type, n at most kVectorWeights, and zeros.
+  template <DType kType>
+  LR_INLINE V::T part(const uint8_t* row, size_t c, size_t n) {
+    return Source<kType>::vector_n(row, c, n);
+  }
+  // The same of a row of A.
+  LR_INLINE V::T operand(const float* row, size_t c, size_t n) {
+    return n == V::kWidth ? V::load(row + c) : V::load_n(row + c, n);
+  }
+  LR_INLINE V::T multiply_add(V::T a, V::T w, V::T sum) { return V::fma(a, w, sum); }
+};
+
+// Units of M rows of A, zero past k and for i past m: vector v of unit u of row i lies at
+// x[((u * M + i) * kVectors + v) * V::kWidth].
+template <class Form, size_t M>
 LR_INLINE void copy_units(const DotArgs& args, size_t m, float* x) {
   for (size_t k = 0; k < args.k; k += kUnit) {
     for (size_t i = 0; i < M; ++i) {
-      const float* a = args.a + i * args.lda + k;
-      for (size_t j = 0; j < kUnit; j += V::kWidth, x += V::kWidth) {
-        const size_t left = i < m && k + j < args.k ? args.k - k - j : 0;
-        V::store(x, left >= V::kWidth ? V::load(a + j) : left > 0 ? V::load_n(a + j, left) : V::zero());
+      const float* a = args.a + i * args.lda;
+      for (size_t c = k; c < k + kUnit; c += Form::kVectorWeights, x += V::kWidth) {
+        const size_t left = i < m && c < args.k ? args.k - c : 0;
+        V::store(x, left > 0 ? Form::operand(a, c, smaller(left, Form::kVectorWeights)) : V::zero());
       }
     }
   }
 }
 
 // Each lane of a sum is one chain along k, so neither R nor M is part of the result.
-template <DType kType, size_t R, size_t M>
+template <class Form, DType kType, size_t R, size_t M>
 LR_INLINE void dot_tile(const uint8_t* first, size_t stride, size_t k, const float* x, float* sums) {
+  constexpr size_t kRowFloats = Form::kVectors * V::kWidth;  // of a unit of a row of A
   V::T acc[R * M];
   const uint8_t* rows[R];
 #pragma GCC unroll 16
@@ -131,58 +157,46 @@ LR_INLINE void dot_tile(const uint8_t* first, size_t stride, size_t k, const flo
 
   const size_t units = k / kUnit;
   const uint8_t* ahead = first + kDotPrefetchBytes;
-  Unit next[R];
+  typename Form::Weights next[R];
   if (kUnpacksAhead && units > 0) {
-    for (size_t r = 0; r < R; ++r) next[r] = unit_at<kType>(rows[r], 0);
+    for (size_t r = 0; r < R; ++r) next[r] = Form::template unit<kType>(rows[r], 0);
   }
-  for (size_t unit = 0; unit < units; ++unit, x += M * kUnit) {
+  for (size_t unit = 0; unit < units; ++unit, x += M * kRowFloats) {
     prefetch_bytes(ahead, R * kUnitBytes<kType>);
     ahead += R * kUnitBytes<kType>;
-    Unit w[R];
+    typename Form::Weights w[R];
 #pragma GCC unroll 4
     for (size_t r = 0; r < R; ++r) {
-      w[r] = kUnpacksAhead ? next[r] : unit_at<kType>(rows[r], unit);
-      if (kUnpacksAhead) next[r] = unit_at<kType>(rows[r], smaller(unit + 1, units - 1));
+      w[r] = kUnpacksAhead ? next[r] : Form::template unit<kType>(rows[r], unit);
+      if (kUnpacksAhead)
+        next[r] = Form::template unit<kType>(rows[r], smaller(unit + 1, units - 1));
     }
 #pragma GCC unroll 8
-    for (size_t i = 0; i < kUnitVectors; ++i) {
+    for (size_t i = 0; i < Form::kVectors; ++i) {
 #pragma GCC unroll 16
       for (size_t j = 0; j < M; ++j) {
-        V::T a = V::load(x + j * kUnit + i * V::kWidth);
+        V::T a = V::load(x + j * kRowFloats + i * V::kWidth);
         if (R > 1) keep(a);
 #pragma GCC unroll 4
-        for (size_t r = 0; r < R; ++r) acc[r * M + j] = V::fma(a, w[r].v[i], acc[r * M + j]);
+        for (size_t r = 0; r < R; ++r)
+          acc[r * M + j] = Form::multiply_add(a, w[r].v[i], acc[r * M + j]);
       }
     }
   }
   if constexpr (kIsScalar<kType>) {
-    for (size_t c = units * kUnit; c < k; c += V::kWidth, x += V::kWidth) {
-      const size_t n = smaller(V::kWidth, k - c);
+    for (size_t c = units * kUnit; c < k; c += Form::kVectorWeights, x += V::kWidth) {
+      const size_t n = smaller(Form::kVectorWeights, k - c);
 #pragma GCC unroll 4
       for (size_t r = 0; r < R; ++r) {
-        const V::T w = Source<kType>::vector_n(rows[r], c, n);
+        const V::T w = Form::template part<kType>(rows[r], c, n);
 #pragma GCC unroll 16
-        for (size_t j = 0; j < M; ++j) {
-          acc[r * M + j] = V::fma(V::load(x + j * kUnit), w, acc[r * M + j]);
-        }
+        for (size_t j = 0; j < M; ++j)
+          acc[r * M + j] = Form::multiply_add(V::load(x + j * kRowFloats), w, acc[r * M + j]);
       }
     }
   }
   store_sums<R, M>(acc, sums);
 }
-
-// The number format of a product.
-struct FloatDots {
-  static constexpr size_t kOperandBytes = sizeof(float);
-  template <size_t M>
-  LR_INLINE void copy(const DotArgs& args, size_t m, float* x) {
-    copy_units<M>(args, m, x);
-  }
-  template <DType kType, size_t R, size_t M>
-  LR_INLINE void tile(const uint8_t* first, size_t stride, size_t k, const float* x, float* sums) {
-    dot_tile<kType, R, M>(first, stride, k, x, sums);
-  }
-};
 
 // C of a row of A: its sums with `rows` of the weight.
 LR_INLINE void store_row(const DotArgs& args, size_t row, size_t i, size_t rows, V::T sums) {
@@ -196,18 +210,20 @@ LR_INLINE void store_row(const DotArgs& args, size_t row, size_t i, size_t rows,
 template <class Form, DType kType, size_t M>
 void dot_rows(const DotArgs& args, size_t rows, size_t m, float* x) {
   constexpr size_t R = kDotRows<M>;
-  Form::template copy<M>(args, m, x);
+  copy_units<Form, M>(args, m, x);
   alignas(64) float sums[V::kWidth * V::kWidth] = {};
   for (size_t row = 0; row < rows; row += V::kWidth) {
     const size_t count = smaller(V::kWidth, rows - row);
     const uint8_t* first = args.rows + row * args.stride;
     size_t r = 0;
     for (; r + R <= count; r += R) {
-      Form::template tile<kType, R, M>(first + r * args.stride, args.stride, args.k, x, sums + r * V::kWidth);
+      dot_tile<Form, kType, R, M>(first + r * args.stride, args.stride, args.k, x,
+                                  sums + r * V::kWidth);
     }
     if constexpr (R > 1) {
       for (; r < count; ++r) {
-        Form::template tile<kType, 1, M>(first + r * args.stride, args.stride, args.k, x, sums + r * V::kWidth);
+        dot_tile<Form, kType, 1, M>(first + r * args.stride, args.stride, args.k, x,
+                                    sums + r * V::kWidth);
       }
     }
     V::T tile[V::kWidth];

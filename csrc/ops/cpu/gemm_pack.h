@@ -139,43 +139,61 @@ LR_INLINE void transpose_scalar(const uint8_t* const rows[kW], size_t valid, siz
   }
 }
 
-// The same for a block type, by way of a strip in L1.
-template <DType kType>
-LR_INLINE void transpose_blocks(const uint8_t* const rows[kW], size_t valid, size_t c, size_t k,
-                                PanelColumn to) {
+// Columns [c, c + k) of kWidth rows of a block type, unpacked strip by strip in L1:
+// transpose(rows of fp32, columns, where the panel's vector of them goes). kStep is the k of an
+// element of a panel.
+template <DType kType, size_t kStep, class Transpose>
+LR_INLINE void transpose_strips(const uint8_t* const rows[kW], size_t valid, size_t c, size_t k,
+                                PanelColumn to, const Transpose& transpose) {
   constexpr size_t kStrip = 128;
   alignas(64) float strip[kW][kStrip];
   const uint8_t* strip_rows[kW];
   for (size_t i = 0; i < kW; ++i) strip_rows[i] = (const uint8_t*)strip[i];
-  // Cut so that all strips but the first begin on a unit.
+  // Cut so that strips begin on an element, and all but the first on a unit where that can be.
   for (size_t p = 0; p < k;) {
-    const size_t room = kStrip - (c + p) % kUnit, n = k - p < room ? k - p : room;
+    const size_t room = (kStrip - (c + p) % kUnit) / kStep * kStep, n = k - p < room ? k - p : room;
     for (size_t i = 0; i < valid; ++i) unpack_range<kType>(rows[i], c + p, n, strip[i]);
-    transpose_scalar<DType::kF32>(strip_rows, valid, 0, n, {to.out + p * to.step, to.step});
+    transpose(strip_rows, n, PanelColumn{to.out + p / kStep * to.step, to.step});
     p += n;
   }
 }
 
-// B[kk][nn] = b[nn][kk]: kWidth rows of b become a vector of columns of a panel.
-template <DType kType, size_t kNr>
-void pack_transposed(const Matrix& b, size_t k_begin, size_t k, size_t n_begin, size_t n,
-                     float* panels, size_t block_k, size_t at) {
+// kWidth rows of b at a time become a vector of columns of a panel: f(rows, how many of them are
+// there, where the vector goes).
+template <size_t kPanel, class F>
+LR_INLINE void for_each_panel_column(const Matrix& b, size_t n_begin, size_t n, float* panels,
+                                     size_t block_depth, size_t at, const F& f) {
   for (size_t j = 0; j < n; j += kW) {
-    const size_t panel = j / kNr, left = n - panel * kNr;
-    const size_t step = left >= kNr ? kNr : (left + kW - 1) / kW * kW;
-    const PanelColumn to{panels + panel * kNr * block_k + at * step + j % kNr, step};
+    const size_t panel = j / kPanel, left = n - panel * kPanel;
+    const size_t step = left >= kPanel ? kPanel : (left + kW - 1) / kW * kW;
     const size_t valid = n - j < kW ? n - j : kW;
     const uint8_t* rows[kW];
     for (size_t i = 0; i < kW; ++i) {
       rows[i] =
           static_cast<const uint8_t*>(b.data) + (n_begin + j + (i < valid ? i : 0)) * b.stride;
     }
-    if constexpr (kIsScalar<kType>) {
-      transpose_scalar<kType>(rows, valid, k_begin, k, to);
-    } else {
-      transpose_blocks<kType>(rows, valid, k_begin, k, to);
-    }
+    f(rows, valid,
+      PanelColumn{panels + panel * kPanel * block_depth + at * step + j % kPanel, step});
   }
+}
+
+// B[kk][nn] = b[nn][kk]
+template <DType kType, size_t kNr>
+void pack_transposed(const Matrix& b, size_t k_begin, size_t k, size_t n_begin, size_t n,
+                     float* panels, size_t block_k, size_t at) {
+  for_each_panel_column<kNr>(
+      b, n_begin, n, panels, block_k, at,
+      [&](const uint8_t* const* rows, size_t valid, PanelColumn to) {
+        if constexpr (kIsScalar<kType>) {
+          transpose_scalar<kType>(rows, valid, k_begin, k, to);
+        } else {
+          transpose_strips<kType, 1>(
+              rows, valid, k_begin, k, to,
+              [&](const uint8_t* const* strip, size_t columns, PanelColumn part) {
+                transpose_scalar<DType::kF32>(strip, valid, 0, columns, part);
+              });
+        }
+      });
 }
 
 // `rows` rows of B go to rows `at`… of each panel: n columns from source column c of a scalar type.
@@ -206,30 +224,44 @@ LR_INLINE void spread_rows(const uint8_t* source, size_t stride, size_t rows, si
   }
 }
 
-// B[kk][nn] = b[kk][nn]: rows are copied, cut into panels.
-template <DType kType, size_t kNr>
-void pack_straight(const Matrix& b, size_t k_begin, size_t k, size_t n_begin, size_t n,
-                   float* panels, size_t block_k, size_t at) {
+// b's rows [k_begin, k_begin + k) by its columns [n_begin, n_begin + n), a piece at a time, unpacked in
+// L1 where they are of a block type: spread<type>(rows of that type, their stride and number, their
+// first column, where that is in the block, number of columns, where the first row is in the block).
+template <DType kType, size_t kPanel, class Spread>
+LR_INLINE void for_each_piece(const Matrix& b, size_t k_begin, size_t k, size_t n_begin, size_t n,
+                              const Spread& spread) {
   constexpr size_t kRows = 16;    // what is read of them stays in L1
   constexpr size_t kPiece = 288;  // columns at a time: whole panels and whole units at every level
-  static_assert(kPiece % kNr == 0 && kPiece % kUnit == 0);
+  static_assert(kPiece % kPanel == 0 && kPiece % kUnit == 0 && kRows % 2 == 0);
   for (size_t j = 0; j < n; j += kPiece) {
     const size_t columns = n - j < kPiece ? n - j : kPiece;
     for (size_t p = 0; p < k; p += kRows) {
       const size_t rows = k - p < kRows ? k - p : kRows;
       const uint8_t* source = static_cast<const uint8_t*>(b.data) + (k_begin + p) * b.stride;
       if constexpr (kIsScalar<kType>) {
-        spread_rows<kType, kNr>(source, b.stride, rows, n_begin + j, columns, panels + j * block_k,
-                                block_k, at + p);
+        spread.template operator()<kType>(source, b.stride, rows, n_begin + j, j, columns, p);
       } else {
         alignas(64) float strip[kRows][kPiece];
         for (size_t i = 0; i < rows; ++i)
           unpack_range<kType>(source + i * b.stride, n_begin + j, columns, strip[i]);
-        spread_rows<DType::kF32, kNr>((const uint8_t*)strip, sizeof strip[0], rows, 0, columns,
-                                      panels + j * block_k, block_k, at + p);
+        spread.template operator()<DType::kF32>((const uint8_t*)strip, sizeof strip[0], rows, 0, j,
+                                                columns, p);
       }
     }
   }
+}
+
+// B[kk][nn] = b[kk][nn]: rows are copied, cut into panels.
+template <DType kType, size_t kNr>
+void pack_straight(const Matrix& b, size_t k_begin, size_t k, size_t n_begin, size_t n,
+                   float* panels, size_t block_k, size_t at) {
+  for_each_piece<kType, kNr>(
+      b, k_begin, k, n_begin, n,
+      [&]<DType kRow>(const uint8_t* source, size_t stride, size_t rows, size_t c, size_t j,
+                      size_t columns, size_t p) {
+        spread_rows<kRow, kNr>(source, stride, rows, c, columns, panels + j * block_k, block_k,
+                               at + p);
+      });
 }
 
 }  // namespace

@@ -80,43 +80,23 @@ LR_INLINE void transpose_pairs(const uint8_t* const rows[kW], size_t valid, size
   }
 }
 
-// The same for a block type, by way of a strip in L1.
-template <DType kType>
-LR_INLINE void transpose_block_pairs(const uint8_t* const rows[kW], size_t valid, size_t c,
-                                     size_t k, PanelColumn to) {
-  constexpr size_t kStrip = 128;
-  alignas(64) float strip[kW][kStrip];
-  const uint8_t* strip_rows[kW];
-  for (size_t i = 0; i < kW; ++i) strip_rows[i] = (const uint8_t*)strip[i];
-  // Cut so that strips begin on a pair, and all but the first on a unit where that can be.
-  for (size_t p = 0; p < k;) {
-    const size_t room = (kStrip - (c + p) % kUnit) & ~size_t{1}, n = k - p < room ? k - p : room;
-    for (size_t i = 0; i < valid; ++i) unpack_range<kType>(rows[i], c + p, n, strip[i]);
-    transpose_pairs<DType::kF32>(strip_rows, valid, 0, n, {to.out + p / 2 * to.step, to.step});
-    p += n;
-  }
-}
-
 // B[kk][nn] = b[nn][kk]
 template <DType kType, size_t kPanel>
 void pack_pairs_transposed(const Matrix& b, size_t k_begin, size_t k, size_t n_begin, size_t n,
                            float* panels, size_t block_depth, size_t at) {
-  for (size_t j = 0; j < n; j += kW) {
-    const size_t panel = j / kPanel, left = n - panel * kPanel;
-    const size_t step = left >= kPanel ? kPanel : (left + kW - 1) / kW * kW;
-    const PanelColumn to{panels + panel * kPanel * block_depth + at * step + j % kPanel, step};
-    const size_t valid = n - j < kW ? n - j : kW;
-    const uint8_t* rows[kW];
-    for (size_t i = 0; i < kW; ++i) {
-      rows[i] =
-          static_cast<const uint8_t*>(b.data) + (n_begin + j + (i < valid ? i : 0)) * b.stride;
-    }
-    if constexpr (kIsScalar<kType>) {
-      transpose_pairs<kType>(rows, valid, k_begin, k, to);
-    } else {
-      transpose_block_pairs<kType>(rows, valid, k_begin, k, to);
-    }
-  }
+  for_each_panel_column<kPanel>(
+      b, n_begin, n, panels, block_depth, at,
+      [&](const uint8_t* const* rows, size_t valid, PanelColumn to) {
+        if constexpr (kIsScalar<kType>) {
+          transpose_pairs<kType>(rows, valid, k_begin, k, to);
+        } else {
+          transpose_strips<kType, 2>(
+              rows, valid, k_begin, k, to,
+              [&](const uint8_t* const* strip, size_t columns, PanelColumn part) {
+                transpose_pairs<DType::kF32>(strip, valid, 0, columns, part);
+              });
+        }
+      });
 }
 
 // Like spread_rows: panels outermost, pairs of rows of a scalar type within them.
@@ -148,27 +128,13 @@ LR_INLINE void spread_pairs(const uint8_t* source, size_t stride, size_t rows, s
 template <DType kType, size_t kPanel>
 void pack_pairs_straight(const Matrix& b, size_t k_begin, size_t k, size_t n_begin, size_t n,
                          float* panels, size_t block_depth, size_t at) {
-  constexpr size_t kRows = 16;    // what is read of them stays in L1
-  constexpr size_t kPiece = 288;  // columns at a time: whole panels and whole units
-  static_assert(kPiece % kPanel == 0 && kPiece % kUnit == 0 && kRows % 2 == 0);
-  for (size_t j = 0; j < n; j += kPiece) {
-    const size_t columns = n - j < kPiece ? n - j : kPiece;
-    float* piece = panels + j * block_depth;
-    for (size_t p = 0; p < k; p += kRows) {
-      const size_t rows = k - p < kRows ? k - p : kRows;
-      const uint8_t* source = static_cast<const uint8_t*>(b.data) + (k_begin + p) * b.stride;
-      if constexpr (kIsScalar<kType>) {
-        spread_pairs<kType, kPanel>(source, b.stride, rows, n_begin + j, columns, piece,
-                                    block_depth, at + p / 2);
-      } else {
-        alignas(64) float strip[kRows][kPiece];
-        for (size_t i = 0; i < rows; ++i)
-          unpack_range<kType>(source + i * b.stride, n_begin + j, columns, strip[i]);
-        spread_pairs<DType::kF32, kPanel>((const uint8_t*)strip, sizeof strip[0], rows, 0, columns,
-                                          piece, block_depth, at + p / 2);
-      }
-    }
-  }
+  for_each_piece<kType, kPanel>(
+      b, k_begin, k, n_begin, n,
+      [&]<DType kRow>(const uint8_t* source, size_t stride, size_t rows, size_t c, size_t j,
+                      size_t columns, size_t p) {
+        spread_pairs<kRow, kPanel>(source, stride, rows, c, columns, panels + j * block_depth,
+                                   block_depth, at + p / 2);
+      });
 }
 
 // The pairs [begin, end) of a block's panels become zeros.
