@@ -1,25 +1,15 @@
 #include "addon/kernels.h"
 
-#include <cmath>
-#include <mutex>
-#include <span>
 #include <vector>
 
-#include "addon/arguments.h"
-#include "addon/module.h"
-#include "ops/adamw.h"
+#include "addon/kernel_call.h"
 #include "ops/attention.h"
-#include "ops/code_map.h"
-#include "ops/coded_update.h"
 #include "ops/dequantize.h"
 #include "ops/dropout.h"
-#include "ops/dynamic_map.h"
 #include "ops/embedding.h"
 #include "ops/gemm.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/lora_linear.h"
-#include "ops/quantize_4bit.h"
-#include "ops/quantize_blockwise.h"
 #include "ops/rmsnorm.h"
 #include "ops/rope.h"
 #include "ops/swiglu.h"
@@ -114,82 +104,6 @@ Status run_dequantize(Context& context, Arguments& in) {
   float* const out = in.floats();
   if (!in.ok()) return {};
   return dequantize(context, weight, out);
-}
-
-// ── quantisation ──
-
-// x, n, blockSize, quantType, packed, absmax
-Status run_quantize_4bit(Context& context, Arguments& in) {
-  const float* const x = in.floats();
-  const size_t n = in.size(), block = in.size();
-  const std::string name = in.text();
-  uint8_t* const packed = in.bytes();
-  float* const absmax = in.floats();
-  if (!in.ok()) return {};
-  const Result<DType> type = weight_type(name);
-  if (!type.ok()) return type.status();
-  return quantize_4bit(context, x, n, block, type.value(), packed, absmax);
-}
-
-// packed, n, blockSize, code[16], absmax, out
-Status run_dequantize_4bit(Context& context, Arguments& in) {
-  const uint8_t* const packed = in.bytes();
-  const size_t n = in.size(), block = in.size();
-  const float *const code = in.floats(), *const absmax = in.floats();
-  float* const out = in.floats();
-  if (!in.ok()) return {};
-  return dequantize_4bit(context, packed, n, block, code, absmax, out);
-}
-
-// quantType, out[16]
-Status run_codes_4bit(Context&, Arguments& in) {
-  const std::string name = in.text();
-  float* const out = in.floats();
-  if (!in.ok()) return {};
-  const Result<DType> type = weight_type(name);
-  if (!type.ok()) return type.status();
-  std::copy_n(codes_4bit(type.value()), 16, out);
-  return {};
-}
-
-// absmax, n, result: [mean]
-Status run_mean_absmax(Context&, Arguments& in) {
-  const float* const absmax = in.floats();
-  const size_t n = in.size();
-  float* const result = in.floats();
-  if (!in.ok()) return {};
-  *result = mean_absmax(absmax, n);
-  return {};
-}
-
-// x, n, blockSize, code[256], out, absmax
-Status run_quantize_blockwise(Context& context, Arguments& in) {
-  const float* const x = in.floats();
-  const size_t n = in.size(), block = in.size();
-  const float* const code = in.floats();
-  uint8_t* const out = in.bytes();
-  float* const absmax = in.floats();
-  if (!in.ok()) return {};
-  return quantize_blockwise(context, x, n, block, code, out, absmax);
-}
-
-// codes, n, blockSize, code[256], absmax, out
-Status run_dequantize_blockwise(Context& context, Arguments& in) {
-  const uint8_t* const codes = in.bytes();
-  const size_t n = in.size(), block = in.size();
-  const float *const code = in.floats(), *const absmax = in.floats();
-  float* const out = in.floats();
-  if (!in.ok()) return {};
-  return dequantize_blockwise(context, codes, n, block, code, absmax, out);
-}
-
-// signed, out[256]
-Status run_dynamic_map(Context&, Arguments& in) {
-  const bool is_signed = in.flag();
-  float* const out = in.floats();
-  if (!in.ok()) return {};
-  dynamic_map(is_signed, out);
-  return {};
 }
 
 // ── attention ──
@@ -397,72 +311,6 @@ Status run_linear_cross_entropy(Context& context, Arguments& in) {
   return {};
 }
 
-// ── optimizer ──
-
-// [[gradient, length], …], result: [norm]
-Status run_grad_norm(Context& context, Arguments& in) {
-  std::vector<std::span<const float>> gradients;
-  bool ok = true;
-  for (Arguments& item : in.lists()) {
-    const float* const data = item.floats();
-    gradients.emplace_back(data, item.size());
-    ok = ok && item.ok();
-  }
-  double* const result = in.doubles();
-  if (!ok || !in.ok()) return {};
-  LR_RETURN_IF_ERROR(grad_norm_squared(context, gradients, result));
-  *result = std::sqrt(*result);
-  return {};
-}
-
-// learningRate, beta1, beta2, epsilon, weightDecay, step, gradScale, n, g, p, m, v
-Status run_adamw(Context& context, Arguments& in) {
-  AdamWConfig config{};
-  config.lr = in.number();
-  config.beta1 = in.number();
-  config.beta2 = in.number();
-  config.eps = in.number();
-  config.weight_decay = in.number();
-  config.step = in.size();
-  config.grad_scale = in.number32();
-  const size_t n = in.size();
-  const float* const g = in.floats();
-  float *const p = in.floats(), *const m = in.floats(), *const v = in.floats();
-  if (!in.ok()) return {};
-  return adamw_update(context, config, n, g, p, m, v);
-}
-
-// learningRate, beta1, beta2, epsilon, weightDecay, step, gradScale, n, g, p, codes, absmax, map [, codes, absmax, map]
-Status run_coded_update(Context& context, Arguments& in, bool two_states) {
-  AdamWConfig config{};
-  config.lr = in.number();
-  config.beta1 = in.number();
-  config.beta2 = in.number();
-  config.eps = in.number();
-  config.weight_decay = in.number();
-  config.step = in.size();
-  config.grad_scale = in.number32();
-  const size_t n = in.size();
-  const float* const g = in.floats();
-  float* const p = in.floats();
-  const size_t count = two_states ? 2 : 1;
-  CodedState states[2];
-  std::vector<CodeMap> maps(count);
-  for (size_t i = 0; i < count; ++i) {
-    uint8_t* const codes = in.bytes();
-    float* const absmax = in.floats();
-    const float* const values = in.floats();
-    if (!in.ok()) return {};
-    make_code_map(values, &maps[i]);
-    states[i] = {&maps[i], codes, absmax};
-  }
-  if (two_states) return adamw_update_coded(context, config, n, g, p, states[0], states[1]);
-  return lion_update_coded(context, {config.lr, config.beta1, config.beta2, config.weight_decay, config.grad_scale}, n, g, p, states[0]);
-}
-
-Status run_adamw_coded(Context& context, Arguments& in) { return run_coded_update(context, in, true); }
-Status run_lion_coded(Context& context, Arguments& in) { return run_coded_update(context, in, false); }
-
 // Bytes of a row of `cols` elements of a storage type.
 Napi::Value row_bytes_of(const Napi::CallbackInfo& info) {
   Arguments in(info);
@@ -482,34 +330,16 @@ Napi::Value row_bytes_of(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(row_bytes(type.value(), columns)));
 }
 
-template <Status (*run)(Context&, Arguments&)>
-Napi::Value call(const Napi::CallbackInfo& info) {
-  Arguments arguments(info);
-  const std::lock_guard lock(addon_mutex());
-  const Status status = run(addon_context(), arguments);
-  if (!status.ok()) throw_status(info.Env(), status);
-  return info.Env().Undefined();
-}
-
 }  // namespace
 
 void register_kernels(Napi::Env env, Napi::Object exports) {
   Napi::Object kernels = Napi::Object::New(env);
-  const auto set = [&](const char* name, Napi::Value (*function)(const Napi::CallbackInfo&)) {
-    kernels.Set(name, Napi::Function::New(env, function, name));
-  };
+  const auto set = [&](const char* name, auto function) { set_function(kernels, name, function); };
   set("rowBytes", row_bytes_of);
   set("gemm", call<run_gemm>);
   set("loraLinear", call<run_lora_linear_forward>);
   set("loraLinearBackward", call<run_lora_linear_backward>);
   set("dequantize", call<run_dequantize>);
-  set("quantize4bit", call<run_quantize_4bit>);
-  set("dequantize4bit", call<run_dequantize_4bit>);
-  set("codes4bit", call<run_codes_4bit>);
-  set("meanAbsmax", call<run_mean_absmax>);
-  set("quantizeBlockwise", call<run_quantize_blockwise>);
-  set("dequantizeBlockwise", call<run_dequantize_blockwise>);
-  set("dynamicMap", call<run_dynamic_map>);
   set("attention", call<run_attention>);
   set("attentionBackward", call<run_attention_backward>);
   set("ropeFrequencies", call<run_rope_frequencies>);
@@ -523,10 +353,8 @@ void register_kernels(Napi::Env env, Napi::Object exports) {
   set("embedding", call<run_embedding>);
   set("embeddingBackward", call<run_embedding_backward>);
   set("linearCrossEntropy", call<run_linear_cross_entropy>);
-  set("gradNorm", call<run_grad_norm>);
-  set("adamW", call<run_adamw>);
-  set("adamWCoded", call<run_adamw_coded>);
-  set("lionCoded", call<run_lion_coded>);
+  register_quantization(kernels);
+  register_optimizers(kernels);
   exports.Set("kernels", kernels);
 }
 

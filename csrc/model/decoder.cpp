@@ -12,7 +12,7 @@
 #include "ops/linear_cross_entropy.h"
 #include "ops/rmsnorm.h"
 #include "ops/rope.h"
-#include "ops/row_chunks.h"
+#include "ops/round_rows.h"
 #include "ops/swiglu.h"
 
 namespace lowrank {
@@ -263,12 +263,7 @@ Status Decoder::loss(const ModelPlan& plan, const Batch& batch, std::span<const 
   for (size_t i = 0; i < n; ++i) {
     std::memcpy(w->d_stream + rows[i] * c.hidden, w->d_head + i * c.hidden, c.hidden * sizeof(float));
   }
-  if (w->d_stream_rounded != nullptr) {
-    for_row_chunks(context_, targets.size(), c.hidden, [&](size_t begin, size_t end) {
-      context_.kernels.elementwise.to_bf16(w->d_stream + begin * c.hidden, (end - begin) * c.hidden,
-                                           w->d_stream_rounded + begin * c.hidden);
-    });
-  }
+  if (w->d_stream_rounded != nullptr) round_rows(context_, {w->d_stream, c.hidden}, targets.size(), c.hidden, w->d_stream_rounded);
   return backward(plan, batch, seed, w);
 }
 

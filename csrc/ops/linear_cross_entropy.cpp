@@ -18,6 +18,7 @@
 #include "core/op_profile.h"
 #include "ops/cpu/kernels.h"
 #include "ops/gemm.h"
+#include "ops/round_rows.h"
 #include "ops/row_chunks.h"
 
 namespace lowrank {
@@ -295,14 +296,8 @@ Status linear_cross_entropy(Context& context, ConstRows h, const Matrix& w,
   Buffer rounded;
   if (activation_type(context) == DType::kBF16 && !h.bf16()) {
     LR_RETURN_IF_ERROR(rounded.reserve(n * w.cols * sizeof(uint16_t), "the head's rounded input"));
-    uint16_t* rows = rounded.as<uint16_t>();
-    for_row_chunks(context, n, w.cols, [&](size_t begin, size_t end) {
-      for (size_t row = begin; row < end; ++row) {
-        context.kernels.elementwise.to_bf16(static_cast<const float*>(h.at(row, 0).data), w.cols,
-                                            rows + row * w.cols);
-      }
-    });
-    h = {rows, w.cols, DType::kBF16};
+    round_rows(context, h, n, w.cols, rounded.as<uint16_t>());
+    h = {rounded.as<uint16_t>(), w.cols, DType::kBF16};
   }
   HeadPass pass(context, h, w, targets, n, dh);
   LR_RETURN_IF_ERROR(pass.run(grad_scale, loss));

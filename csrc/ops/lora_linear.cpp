@@ -71,7 +71,9 @@ std::vector<Run> runs_of(std::span<const Projection> group) {
   return runs;
 }
 
-Status check(const LinearArgs& args, std::span<const ConstRows> outputs, const char* what) {
+// Outputs are Rows or ConstRows.
+template <class AnyRows>
+Status check(const LinearArgs& args, std::span<const AnyRows> outputs, const char* what) {
   if (outputs.size() != args.group.size()) {
     return error(Code::kShapeMismatch, "lora_linear: %zu %s for %zu projections", outputs.size(),
                  what, args.group.size());
@@ -307,8 +309,7 @@ Status lora_inner_forward(Context& context, const LinearArgs& args) {
 Status lora_linear_forward(Context& context, const LinearArgs& args, std::span<const Rows> y,
                            std::span<const ConstRows> add) {
   const OpTimer timer(context, OpKind::kLoraForward);
-  const std::vector<ConstRows> outputs(y.begin(), y.end());
-  LR_RETURN_IF_ERROR(check(args, outputs, "y"));
+  LR_RETURN_IF_ERROR(check(args, y, "y"));
   if (!add.empty()) LR_RETURN_IF_ERROR(check(args, add, "rows to add to"));
   if (args.tokens == 0) return {};
   LR_RETURN_IF_ERROR(lora_inner_forward(context, args));

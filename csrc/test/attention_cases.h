@@ -45,6 +45,18 @@ inline Case make_case(Random& random, size_t heads, size_t kv_heads, size_t head
   return c;
 }
 
+// One to three sequences of up to 180 keys, any heads and window.
+inline Case random_case(Random& random) {
+  const size_t kv_heads = 1 + random.below(3), heads = kv_heads * (1 + random.below(4));
+  std::vector<Lengths> lengths;
+  for (size_t i = 1 + random.below(3); i-- > 0;) {
+    const size_t kv_len = random.below(180);
+    lengths.push_back({random.coin() ? kv_len : random.below(kv_len + 1), kv_len});
+  }
+  const size_t window = random.coin() ? 0 : 1 + random.below(200);
+  return make_case(random, heads, kv_heads, 1 + random.below(90), window, lengths, random.below(20));
+}
+
 struct Expected {
   std::vector<double> o, lse, dq, dk, dv;
 };

@@ -94,14 +94,7 @@ void test_windows(Random& random) {
 
 void test_random(Random& random) {
   for (size_t n = 0; n < 40; ++n) {
-    const size_t kv_heads = 1 + random.below(3), heads = kv_heads * (1 + random.below(4));
-    std::vector<Lengths> lengths;
-    for (size_t i = 1 + random.below(3); i-- > 0;) {
-      const size_t kv_len = random.below(180);
-      lengths.push_back({random.coin() ? kv_len : random.below(kv_len + 1), kv_len});
-    }
-    const size_t window = random.coin() ? 0 : 1 + random.below(200);
-    Case c = make_case(random, heads, kv_heads, 1 + random.below(90), window, lengths, random.below(20));
+    Case c = random_case(random);
     compare(c);
   }
 }

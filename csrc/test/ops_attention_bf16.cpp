@@ -25,18 +25,12 @@ struct Tensor {
   size_t stride = 0;
   bool bf16 = false;
 
-  Tensor(const std::vector<float>& values, size_t row_stride, bool as_bf16) : floats(values), stride(row_stride), bf16(as_bf16) {
-    for (float value : values) halves.push_back(f32_to_bf16(value));
-  }
+  Tensor(const std::vector<float>& values, size_t row_stride, bool as_bf16)
+      : floats(values), halves(halves_of(values)), stride(row_stride), bf16(as_bf16) {}
   Rows rows() {
     return bf16 ? Rows{halves.data(), stride, DType::kBF16} : Rows{floats.data(), stride, DType::kF32};
   }
-  std::vector<float> values() const {
-    if (!bf16) return floats;
-    std::vector<float> widened;
-    for (uint16_t half : halves) widened.push_back(bf16_to_f32(half));
-    return widened;
-  }
+  std::vector<float> values() const { return bf16 ? floats_of(halves) : floats; }
 };
 
 // Which tensors are stored as bf16.
@@ -194,14 +188,7 @@ void test_windows(Random& random) {
 
 void test_random(Random& random) {
   for (size_t n = 0; n < 40; ++n) {
-    const size_t kv_heads = 1 + random.below(3), heads = kv_heads * (1 + random.below(4));
-    std::vector<Lengths> lengths;
-    for (size_t i = 1 + random.below(3); i-- > 0;) {
-      const size_t kv_len = random.below(180);
-      lengths.push_back({random.coin() ? kv_len : random.below(kv_len + 1), kv_len});
-    }
-    const size_t window = random.coin() ? 0 : 1 + random.below(200);
-    Case c = make_case(random, heads, kv_heads, 1 + random.below(90), window, lengths, random.below(20));
+    Case c = random_case(random);
     if (n % 5 == 0) c.shape.scale = -c.shape.scale;
     compare(c, random_types(random));
   }

@@ -19,26 +19,14 @@ namespace {
 using Floats = std::vector<float>;
 using Halves = std::vector<uint16_t>;
 
-Halves to_halves(const Floats& values) {
-  Halves halves;
-  for (float value : values) halves.push_back(f32_to_bf16(value));
-  return halves;
-}
-
-Floats widened(const Halves& halves) {
-  Floats values;
-  for (uint16_t half : halves) values.push_back(bf16_to_f32(half));
-  return values;
-}
-
 // Values that bf16 holds.
-Floats random_values(Random& random, size_t n) { return widened(to_halves(random.normals(n, 3))); }
+Floats random_values(Random& random, size_t n) { return floats_of(halves_of(random.normals(n, 3))); }
 
 Rows rows(Halves& halves, size_t stride) { return {halves.data(), stride, DType::kBF16}; }
 
 void expect_rounded(const Halves& got, const Floats& of_floats, const char* level,
                     const char* what) {
-  const Halves want = to_halves(of_floats);
+  const Halves want = halves_of(of_floats);
   for (size_t i = 0; i < want.size(); ++i) {
     if (!expect(got[i] == want[i], "%s %s [%zu]: %#06x instead of %#06x", level, what, i, got[i],
                 want[i]))
@@ -86,7 +74,7 @@ void test_swiglu(Context& context, const char* level, Random& random, Shape shap
   const Floats gu = random_values(random, tokens * stride),
                dh = random_values(random, tokens * columns);
   Floats h(tokens * columns), dgu = gu;
-  Halves h_halves(tokens * columns), dgu_halves = to_halves(gu), dh_halves = to_halves(dh);
+  Halves h_halves(tokens * columns), dgu_halves = halves_of(gu), dh_halves = halves_of(dh);
   const ConstRows g{gu.data(), stride}, u{gu.data() + columns, stride};
   const Rows dg = rows(dgu_halves, stride), du = dg.at(0, columns);
   expect_ok(swiglu_forward(context, g, u, tokens, columns, {h.data(), columns}), level);
@@ -107,13 +95,13 @@ void test_dropout(Context& context, const char* level, Random& random, Shape sha
     const size_t gap = random.below(2);
     const Floats x = random_values(random, tokens * columns),
                  before = random_values(random, tokens * (columns + gap));
-    Halves x_halves = to_halves(x);
+    Halves x_halves = halves_of(x);
     Floats want = before;
     expect_ok(dropout_apply(context, {x.data(), columns}, tokens, columns, 0.3f, seed, module,
                             {want.data(), columns + gap}, accumulate),
               level);
     for (const ConstRows source : {ConstRows{x.data(), columns}, ConstRows(rows(x_halves, columns))}) {
-      Halves y_halves = to_halves(before);
+      Halves y_halves = halves_of(before);
       Floats y = before;
       expect_ok(dropout_apply(context, source, tokens, columns, 0.3f, seed, module,
                               rows(y_halves, columns + gap), accumulate),
@@ -134,7 +122,7 @@ void test_rope(Context& context, const char* level, Random& random) {
     const Floats angles = random.normals(tokens * half);
     Floats cos, sin;
     for (float angle : angles) cos.push_back(std::cos(angle)), sin.push_back(std::sin(angle));
-    Halves halves = to_halves(x);
+    Halves halves = halves_of(x);
     const bool inverse = random.coin();
     expect_ok(rope_apply(context, {x.data(), stride}, tokens, heads, head_dim, head_dim, cos.data(),
                          sin.data(), inverse),
@@ -149,9 +137,9 @@ void test_rope(Context& context, const char* level, Random& random) {
 // Rounding keeps what is not a number, and infinities.
 void test_special_values(Context& context, const char* level) {
   const Floats g{NAN, INFINITY, -INFINITY, 3.3e38f, -0.0f}, u{1, 1, 1, 2, 1};
-  Halves g_halves = to_halves(g), u_halves = to_halves(u), h(g.size());
+  Halves g_halves = halves_of(g), u_halves = halves_of(u), h(g.size());
   expect_ok(swiglu_forward(context, rows(g_halves, 5), rows(u_halves, 5), 1, 5, rows(h, 5)), level);
-  const Floats got = widened(h);
+  const Floats got = floats_of(h);
   expect(std::isnan(got[0]) && got[1] == INFINITY && std::isnan(got[2]) && got[3] == INFINITY &&
              got[4] == 0 && std::signbit(got[4]),
          "%s: special values become %g %g %g %g %g", level, static_cast<double>(got[0]),
@@ -159,7 +147,7 @@ void test_special_values(Context& context, const char* level) {
          static_cast<double>(got[4]));
   Halves dropped(g.size());
   expect_ok(dropout_apply(context, {g.data(), 5}, 1, 5, 0, 1, 1, rows(dropped, 5), false), level);
-  const Floats kept = widened(dropped);
+  const Floats kept = floats_of(dropped);
   expect(std::isnan(kept[0]) && kept[1] == INFINITY && kept[2] == -INFINITY,
          "%s: dropout loses special values", level);
 }

@@ -270,8 +270,7 @@ void test_embedding(Context& context, Random& random) {
   for (const auto [tokens, channels] : kShapes) {
     const size_t rows = 1 + random.below(50);
     const Floats table = random.normals(rows * channels), dx = random.normals(tokens * channels);
-    std::vector<uint16_t> table_bf16;
-    for (float value : table) table_bf16.push_back(f32_to_bf16(value));
+    const std::vector<uint16_t> table_bf16 = halves_of(table);
     std::vector<int32_t> ids;
     for (size_t t = 0; t < tokens; ++t) ids.push_back(static_cast<int32_t>(random.below(rows)));
 

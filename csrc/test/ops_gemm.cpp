@@ -136,9 +136,7 @@ Term random_term(Context& context, Random& random, DType type, size_t m, size_t 
   term.a_row = strided ? 1 : k + pad;
   term.a_col = strided ? m + pad : 1;
   term.a = random.normals((strided ? k : m) * (strided ? term.a_col : term.a_row) + 1);
-  if (computes_bf16(context) && random.coin()) {
-    for (float value : term.a) term.halves.push_back(f32_to_bf16(value));
-  }
+  if (computes_bf16(context) && random.coin()) term.halves = halves_of(term.a);
   return term;
 }
 
@@ -246,7 +244,7 @@ void check_parts(Context& context, const char* level, DType type, size_t m,
         view.add_ld = part.add_apart ? part.add_ld : part.ldc;
       }
       if (part.bf16) {
-        for (float value : c[p]) halves[p].push_back(f32_to_bf16(value));
+        halves[p] = halves_of(c[p]);
         view.c = halves[p].data();
         view.c_type = DType::kBF16;
       }
@@ -254,7 +252,7 @@ void check_parts(Context& context, const char* level, DType type, size_t m,
     }
     if (!expect_ok(gemm(with_threads, m, views), what.c_str())) return;
     for (size_t p = 0; p < parts.size(); ++p) {
-      for (size_t i = 0; i < halves[p].size(); ++i) c[p][i] = bf16_to_f32(halves[p][i]);
+      if (parts[p].bf16) c[p] = floats_of(halves[p]);
     }
     std::vector<float> all;
     for (size_t p = 0; p < parts.size(); ++p) {
@@ -336,9 +334,7 @@ void test_tn(Context& context, const char* level) {
     const size_t ldc = (transposed ? m : n) + random.below(3);
     const std::vector<float> a = random.normals(t * lda), b = random.normals(t * ldb);
     const bool a_in_bf16 = bf16 && random.coin(), b_in_bf16 = bf16 && random.coin();
-    std::vector<uint16_t> a_halves, b_halves;
-    for (float value : a) a_halves.push_back(f32_to_bf16(value));
-    for (float value : b) b_halves.push_back(f32_to_bf16(value));
+    const std::vector<uint16_t> a_halves = halves_of(a), b_halves = halves_of(b);
     const ConstRows left = a_in_bf16 ? ConstRows{a_halves.data(), lda, DType::kBF16}
                                      : ConstRows{a.data(), lda};
     const ConstRows right = b_in_bf16 ? ConstRows{b_halves.data(), ldb, DType::kBF16}

@@ -22,12 +22,6 @@ float flushed(float value) {
 float rounded(float value) { return flushed(bf16_to_f32(f32_to_bf16(flushed(value)))); }
 float fma_flushed(float a, float b, float c) { return flushed(std::fma(a, b, c)); }
 
-std::vector<uint16_t> halves_of(const std::vector<float>& values) {
-  std::vector<uint16_t> halves;
-  for (float value : values) halves.push_back(f32_to_bf16(value));
-  return halves;
-}
-
 // One segment of a sum: A[m, k] in rows or, where `a_by_k`, in columns; B as b[n][k] where
 // `transposed`.
 struct Segment {

@@ -111,10 +111,7 @@ Reference reference(const Doubles& h, const Floats& w, const std::vector<int32_t
   return result;
 }
 
-Floats rounded(Floats values) {
-  for (float& value : values) value = bf16_to_f32(f32_to_bf16(value));
-  return values;
-}
+Floats rounded(const Floats& values) { return floats_of(halves_of(values)); }
 
 // With bf16 against the reference of rounded operands: the loss is as near, the gradients within
 // their own roundings (2^-9 for the weights in O, and as much for operands that stay unrounded).
@@ -172,8 +169,7 @@ void test_against_reference(Context& context, const char* level, Random& random)
       expect(std::memcmp(dh.data(), dh_frozen.data(), dh.size() * 4) == 0,
              "%s: dh depends on grad_w", what.c_str());
       if (!bf16) continue;
-      std::vector<uint16_t> halves;
-      for (float value : h) halves.push_back(f32_to_bf16(value));
+      const std::vector<uint16_t> halves = halves_of(h);
       Floats dw_halves = before;
       HeadLoss of_halves;
       expect_ok(linear_cross_entropy(context, {halves.data(), channels, DType::kBF16}, head.matrix,

@@ -89,7 +89,7 @@ struct Outputs {
 // Rows as a case keeps them: the vector itself, or `halves`, which become its values in bf16.
 Rows rows_of(std::vector<float>& values, size_t stride, bool bf16, std::vector<uint16_t>& halves) {
   if (!bf16) return {values.data(), stride};
-  for (float value : values) halves.push_back(f32_to_bf16(value));
+  halves = halves_of(values);
   return {halves.data(), stride, DType::kBF16};
 }
 

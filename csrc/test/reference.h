@@ -12,6 +12,7 @@
 
 #include "core/context.h"
 #include "core/cpu_level.h"
+#include "core/half.h"
 #include "amx_trap.h"
 #include "ops/cpu/kernels.h"
 
@@ -43,6 +44,18 @@ class Random {
  private:
   uint64_t state_;
 };
+
+// Values as bf16, and what bf16 makes of them.
+inline std::vector<uint16_t> halves_of(const std::vector<float>& values) {
+  std::vector<uint16_t> halves;
+  for (float value : values) halves.push_back(f32_to_bf16(value));
+  return halves;
+}
+inline std::vector<float> floats_of(const std::vector<uint16_t>& halves) {
+  std::vector<float> values;
+  for (uint16_t half : halves) values.push_back(bf16_to_f32(half));
+  return values;
+}
 
 // LOWRANK_TEST_SEED, or a fixed one; every failure names it.
 inline uint64_t test_seed() {

@@ -2,6 +2,7 @@ import { setImmediate } from 'node:timers/promises';
 import { z } from 'zod';
 import { LowrankError, shown } from '../errors.ts';
 import { run } from '../kernels/checks.ts';
+import { dequantizeBlockwise } from '../kernels/quantize.ts';
 import { type NativeModel, native } from '../native.ts';
 import { elementCount } from './tensor.ts';
 import type { PackedCodes, TensorLocation, TensorMap } from './tensor_source.ts';
@@ -110,16 +111,9 @@ function checkMap({ quantMap }: PackedCodes, type: string): void {
 /** code * nested absmax + offset in fp32, each rounded. */
 async function nestedMagnitudes({ absmax, nested }: PackedCodes): Promise<Float32Array> {
   const { absmax: scales, quantMap, blockSize, offset } = nested as NonNullable<PackedCodes['nested']>;
-  const codes = await readBytes(absmax);
-  const scale = scales.file.read(scales.info.name);
-  const code = quantMap.file.read(quantMap.info.name);
+  const state = { absmax: scales.file.read(scales.info.name), code: quantMap.file.read(quantMap.info.name), blockSize };
   const shift = Math.fround(offset);
-  const values = new Float32Array(codes.length);
-  for (let i = 0; i < codes.length; ++i) {
-    const value = Math.fround((code[codes[i] as number] as number) * (scale[Math.floor(i / blockSize)] as number));
-    values[i] = value + shift;
-  }
-  return values;
+  return dequantizeBlockwise(await readBytes(absmax), state).map((value) => value + shift);
 }
 
 async function readBytes({ file, info }: TensorLocation): Promise<Uint8Array> {

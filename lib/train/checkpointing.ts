@@ -24,11 +24,11 @@ export function retentionOf(
   if ('every' in wanted) return { mode: 'inputs', every: Math.min(wanted.every, layers) };
 
   const bytesOf = (keep: NativeRetention) => Object.values(plan(keep)).reduce((sum, bytes) => sum + bytes, 0);
-  const segments = Array.from({ length: layers }, (_, i): NativeRetention => ({ mode: 'inputs', every: i + 1 }));
-  const smallest = segments.map((keep) => ({ keep, bytes: bytesOf(keep) })).reduce((a, b) => (b.bytes < a.bytes ? b : a));
   for (const keep of [kKeepAll, kSelective]) {
     if (bytesOf(keep) <= wanted.budget) return keep;
   }
+  const segments = Array.from({ length: layers }, (_, i): NativeRetention => ({ mode: 'inputs', every: i + 1 }));
+  const smallest = segments.map((keep) => ({ keep, bytes: bytesOf(keep) })).reduce((a, b) => (b.bytes < a.bytes ? b : a));
   if (smallest.bytes <= wanted.budget) return smallest.keep;
   throw new LowrankError(
     'OUT_OF_MEMORY',
