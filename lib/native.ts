@@ -202,8 +202,14 @@ export interface NativeModel {
   addOverride(adapter: string, slot: string): Promise<void>;
   removeAdapter(adapter: string): void;
   setActiveAdapters(adapters: string[]): void;
-  /** Marks which parameters receive gradients. */
+  /** Marks which parameters receive gradients: adapters', and the model's own that trainBase() made. */
   setTrainable(names: string[]): void;
+  /**
+   * Makes these base tensors all that receives gradients, for training the model itself. They are copied into memory of the model's own where
+   * they are not there yet, matrices as `dtype` and vectors as F32, and stay there; their files' pages are given back. A tied head is trained
+   * by the embedding's name.
+   */
+  trainBase(names: string[], dtype: 'F32' | 'BF16'): Promise<void>;
 
   /**
    * What operands of the large products are rounded to, wherever the model runs from now on (sessions and caches keep what they were made
@@ -215,6 +221,7 @@ export interface NativeModel {
   parameters(): NativeParameter[];
   /** fp32 copy of a parameter. */
   readParameter(name: string): Promise<Float32Array>;
+  /** Into an adapter's parameter, or a base tensor that trainBase() made. What was read of one in BF16 has the same bits when it is written. */
   writeParameter(name: string, data: Float32Array): Promise<void>;
 
   /** Logits [T, vocabSize]. */

@@ -1,11 +1,13 @@
 #include "addon/model.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "addon/files.h"
 #include "addon/model_config.h"
 #include "addon/model_object.h"
 #include "addon/module.h"
+#include "core/half.h"
 #include "formats/tensor_file.h"
 #include "ops/cpu/kernels.h"
 #include "ops/dequantize.h"
@@ -46,6 +48,7 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject> {
                         InstanceMethod("removeAdapter", &ModelObject::remove_adapter),
                         InstanceMethod("setActiveAdapters", &ModelObject::set_active),
                         InstanceMethod("setTrainable", &ModelObject::set_trainable),
+                        InstanceMethod("trainBase", &ModelObject::train_base),
                         InstanceMethod("setCompute", &ModelObject::set_compute),
                         InstanceMethod("parameters", &ModelObject::parameters),
                         InstanceMethod("readParameter", &ModelObject::read_parameter),
@@ -97,6 +100,7 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject> {
   Napi::Value set_active(const Napi::CallbackInfo& info) { return with_names(info, "adapters", &Model::set_active); }
   Napi::Value set_trainable(const Napi::CallbackInfo& info) { return with_names(info, "names", &Model::set_trainable); }
   Napi::Value with_names(const Napi::CallbackInfo& info, const char* what, Status (Model::*apply)(std::span<const std::string>));
+  Napi::Value train_base(const Napi::CallbackInfo& info);
   Napi::Value set_compute(const Napi::CallbackInfo& info);
   Napi::Value parameters(const Napi::CallbackInfo& info);
   Napi::Value read_parameter(const Napi::CallbackInfo& info);
@@ -147,7 +151,8 @@ Napi::Value ModelObject::bind(const Napi::CallbackInfo& info) {
       env, state_,
       [slot, value = value.value(), found, file, heads](Model& bound) {
         const std::lock_guard lock(addon_mutex());
-        return bound.bind(addon_context(), slot, value, found->shape, file, heads);
+        const auto release = [mapped = file.get()](const void* data, size_t bytes) { mapped->release(data, bytes); };
+        return bound.bind(addon_context(), slot, value, found->shape, file, heads, release);
       },
       Value());
 }
@@ -255,6 +260,20 @@ Napi::Value ModelObject::with_names(const Napi::CallbackInfo& info, const char* 
   return finish(info.Env(), (model->*apply)(names));
 }
 
+Napi::Value ModelObject::train_base(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  std::vector<std::string> names;
+  DType dtype = DType::kF32;
+  if (changing(env) == nullptr || !get_strings(info[0], "names", &names) || !get_float_type(info[1], &dtype)) return env.Undefined();
+  return bind_async(
+      env, state_,
+      [names = std::move(names), dtype](Model& model) {
+        const std::lock_guard lock(addon_mutex());
+        return model.train_base(addon_context(), names, dtype);
+      },
+      Value());
+}
+
 Napi::Value ModelObject::set_compute(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   std::string name;
@@ -284,9 +303,10 @@ Napi::Value ModelObject::parameters(const Napi::CallbackInfo& info) {
     result.Set(result.Length(), entry);
   };
   for (const Slot& slot : model->slots()) {
-    if (slot.owner != nullptr) add(slot.name, slot.shape, dtype_info(slot.value.type).name, false);
+    const bool trainable = slot.parameter != nullptr && slot.parameter->trainable;
+    if (slot.owner != nullptr) add(slot.name, slot.shape, dtype_info(slot.value.type).name, trainable);
   }
-  for (const Parameter* parameter : model->parameters()) add(parameter->name, parameter->shape, "F32", parameter->trainable);
+  for (const Parameter* parameter : model->adapter_parameters()) add(parameter->name, parameter->shape, "F32", parameter->trainable);
   return result;
 }
 
@@ -312,14 +332,18 @@ Napi::Value ModelObject::write_parameter(const Napi::CallbackInfo& info) {
   const Model* model = changing(env);
   if (model == nullptr || !get_string(info[0], "name", &name) || !get_floats(info[1], "data", &data)) return env.Undefined();
   const Parameter* parameter = model->find_parameter(name);
-  if (parameter == nullptr) return finish(env, error(Code::kInvalidOption, "no adapter has a parameter named %s", name.c_str()));
+  if (parameter == nullptr) return finish(env, error(Code::kInvalidOption, "no adapter has a parameter named %s, and the model itself is not trained there", name.c_str()));
   if (data.length != parameter->elements()) {
     return finish(env, error(Code::kShapeMismatch, "parameter %s got %zu values; expected %zu", name.c_str(), data.length, parameter->elements()));
   }
   return run_async(
       env,
       [running = std::make_shared<Running>(state_), parameter, data] {
-        std::memcpy(parameter->data(), data.data, data.length * sizeof(float));
+        if (parameter->type == DType::kBF16) {
+          std::transform(data.data, data.data + data.length, parameter->value.as<uint16_t>(), f32_to_bf16);
+        } else {
+          std::memcpy(parameter->data(), data.data, data.length * sizeof(float));
+        }
         return Status();
       },
       [](Napi::Env done) { return done.Undefined(); }, info[1].As<Napi::Object>());

@@ -14,7 +14,7 @@ bool get_float_type(const Napi::Value& value, DType* out) {
 
 Result<ParameterValues> find_values(const Model& model, const std::string& name) {
   if (const Parameter* parameter = model.find_parameter(name)) {
-    return ParameterValues{parameter->shape, matrix(parameter->data(), DType::kF32, 1, parameter->elements())};
+    return ParameterValues{parameter->shape, parameter->matrix()};
   }
   const Slot* slot = model.find_slot(name);
   if (slot != nullptr && slot->owner != nullptr) return ParameterValues{slot->shape, slot->value};

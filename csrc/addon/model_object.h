@@ -68,7 +68,7 @@ bool get_strings(const Napi::Value& value, const char* what, std::vector<std::st
 // F32, BF16 or F16; F32 where it is left out.
 bool get_float_type(const Napi::Value& value, DType* out);
 
-// A parameter of an adapter, or a base tensor in its storage type.
+// A parameter, or a base tensor in its storage type.
 struct ParameterValues {
   std::span<const size_t> shape;
   Matrix matrix;

@@ -45,9 +45,11 @@ class TensorFile {
   Result<Matrix> rows(const TensorInfo& tensor) const;
 
   // Gives back the memory that a tensor's data takes while it is mapped, until it is read again.
-  void release(const TensorInfo& tensor) const {
-    const auto begin = static_cast<size_t>(static_cast<const unsigned char*>(tensor.data) - mapping_->data());
-    mapping_->release(begin, begin + tensor.bytes);
+  void release(const TensorInfo& tensor) const { release(tensor.data, tensor.bytes); }
+  // The same of a part of one.
+  void release(const void* data, size_t bytes) const {
+    const auto begin = static_cast<size_t>(static_cast<const unsigned char*>(data) - mapping_->data());
+    mapping_->release(begin, begin + bytes);
   }
 
   // Those whose values take at most `most_bytes` in the file, in its order.

@@ -7,9 +7,13 @@
 #include "core/checked.h"
 #include "core/half.h"
 #include "ops/dequantize.h"
+#include "ops/round_rows.h"
 
 namespace lowrank {
 namespace {
+
+// What is copied of a tensor before the pages that it was read from are given back.
+constexpr size_t kCopiedFloats = size_t{1} << 20;
 
 std::string shape_text(std::span<const size_t> shape) {
   std::string text = "[";
@@ -24,7 +28,34 @@ size_t interleaved_row(size_t row, size_t head_dim) {
   return head * head_dim + (within < half ? 2 * within : 2 * (within - half) + 1);
 }
 
+// Copies a matrix as kF32 or kBF16, and gives back what was read.
+Status copy_values(Context& context, const Slot& slot, DType type, unsigned char* to) {
+  const Matrix& from = slot.value;
+  const size_t stripe = std::max<size_t>(1, kCopiedFloats / from.cols), to_stride = row_bytes(type, from.cols);
+  Buffer wide;
+  for (size_t row = 0; row < from.rows; row += stripe, to += stripe * to_stride) {
+    Matrix rows = from;
+    rows.data = from.row(row);
+    rows.rows = std::min(stripe, from.rows - row);
+    if (from.type == type) {
+      for (size_t i = 0; i < rows.rows; ++i) std::memcpy(to + i * to_stride, rows.row(i), to_stride);
+    } else if (type == DType::kF32) {
+      LR_RETURN_IF_ERROR(dequantize(context, rows, reinterpret_cast<float*>(to)));
+    } else {
+      LR_RETURN_IF_ERROR(wide.reserve(rows.rows * rows.cols * sizeof(float), slot.name.c_str()));
+      LR_RETURN_IF_ERROR(dequantize(context, rows, wide.as<float>()));
+      round_rows(context, {wide.as<float>(), rows.cols}, rows.rows, rows.cols, reinterpret_cast<uint16_t*>(to));
+    }
+    if (slot.release) slot.release(rows.data, rows.rows * rows.stride);
+  }
+  return {};
+}
+
 }  // namespace
+
+Matrix Parameter::matrix() const {
+  return shape.size() == 1 ? lowrank::matrix(value.as<>(), type, 1, shape[0]) : lowrank::matrix(value.as<>(), type, shape[0], shape[1]);
+}
 
 Model::Model(DecoderConfig config) : config_(std::move(config)) {}
 
@@ -52,7 +83,10 @@ Result<std::shared_ptr<Model>> Model::create(DecoderConfig config) {
 
 size_t Model::add_slot(std::string name, std::vector<size_t> shape) {
   slot_index_[name] = slots_.size();
-  slots_.push_back({std::move(name), std::move(shape), {}, nullptr});
+  Slot slot;
+  slot.name = std::move(name);
+  slot.shape = std::move(shape);
+  slots_.push_back(std::move(slot));
   return slots_.size() - 1;
 }
 
@@ -62,9 +96,10 @@ const Slot* Model::find_slot(const std::string& name) const {
 }
 
 Status Model::bind(Context& context, const std::string& name, const Matrix& source, std::span<const size_t> shape,
-                   std::shared_ptr<const void> owner, size_t unpermute_heads) {
-  Slot* slot = const_cast<Slot*>(find_slot(name));
-  if (slot == nullptr) return error(Code::kInvalidConfig, "this model has no tensor named %s", name.c_str());
+                   std::shared_ptr<const void> owner, size_t unpermute_heads, ReleasePages release) {
+  const Result<Slot*> found = find_replaceable(name);
+  if (!found.ok()) return found.status();
+  Slot* const slot = found.value();
   if (!std::equal(shape.begin(), shape.end(), slot->shape.begin(), slot->shape.end())) {
     return error(Code::kShapeMismatch, "tensor %s has shape %s; expected %s", name.c_str(), shape_text(shape).c_str(),
                  shape_text(slot->shape).c_str());
@@ -74,6 +109,7 @@ Status Model::bind(Context& context, const std::string& name, const Matrix& sour
                  dtype_info(source.type).name);
   }
   ++revision_;
+  slot->release = nullptr;
   if (slot->shape.size() == 1) {  // norms and biases: few values, used as fp32
     auto values = std::make_shared<Buffer>();
     LR_RETURN_IF_ERROR(values->allocate(slot->elements() * sizeof(float), name.c_str()));
@@ -89,6 +125,7 @@ Status Model::bind(Context& context, const std::string& name, const Matrix& sour
   }
   slot->value = source;
   slot->owner = std::move(owner);
+  slot->release = std::move(release);
   if (unpermute_heads == 0) return {};
 
   if (source.rows % unpermute_heads != 0 || source.rows / unpermute_heads % 2 != 0) {
@@ -102,12 +139,14 @@ Status Model::bind(Context& context, const std::string& name, const Matrix& sour
   }
   slot->value = matrix(rows->as<>(), source.type, source.rows, source.cols);
   slot->owner = std::move(rows);
+  slot->release = nullptr;
   return {};
 }
 
 Status Model::set_tensor(const std::string& name, std::span<const float> values, DType type) {
-  Slot* slot = const_cast<Slot*>(find_slot(name));
-  if (slot == nullptr) return error(Code::kInvalidConfig, "this model has no tensor named %s", name.c_str());
+  const Result<Slot*> found = find_replaceable(name);
+  if (!found.ok()) return found.status();
+  Slot* const slot = found.value();
   if (values.size() != slot->elements()) {
     return error(Code::kShapeMismatch, "tensor %s got %zu values; expected %zu", name.c_str(), values.size(), slot->elements());
   }
@@ -125,14 +164,22 @@ Status Model::set_tensor(const std::string& name, std::span<const float> values,
   }
   slot->value = matrix(copy->as<>(), type, vector ? 1 : slot->shape[0], vector ? slot->shape[0] : slot->shape[1]);
   slot->owner = std::move(copy);
+  slot->release = nullptr;
   ++revision_;
   return {};
 }
 
+Result<Slot*> Model::find_replaceable(const std::string& name) {
+  const auto found = slot_index_.find(name);
+  if (found == slot_index_.end()) return error(Code::kInvalidConfig, "this model has no tensor named %s", name.c_str());
+  Slot* const slot = &slots_[found->second];
+  if (slot->parameter == nullptr) return slot;
+  return error(Code::kInvalidOption, "tensor %s is trained, and cannot be given another type or file any more", name.c_str());
+}
+
 Result<Slot*> Model::find_matrix(const std::string& name) {
-  Slot* slot = const_cast<Slot*>(find_slot(name));
-  if (slot == nullptr) return error(Code::kInvalidConfig, "this model has no tensor named %s", name.c_str());
-  if (slot->shape.size() == 2) return slot;
+  const Result<Slot*> found = find_replaceable(name);
+  if (!found.ok() || found.value()->shape.size() == 2) return found;
   return error(Code::kInvalidOption, "tensor %s is a vector, which is never quantised", name.c_str());
 }
 
@@ -145,6 +192,47 @@ Status Model::replace(Slot* slot, DType type, const Fill& fill) {
   if (!filled.ok()) return error(filled.code(), "tensor %s: %s", slot->name.c_str(), filled.message().c_str());
   slot->value = matrix(values->as<>(), type, shape.rows, shape.cols);
   slot->owner = std::move(values);
+  slot->release = nullptr;
+  ++revision_;
+  return {};
+}
+
+Status Model::own(Context& context, Slot* slot, DType type) {
+  if (slot->shape.size() == 1) type = DType::kF32;
+  if (slot->parameter != nullptr && slot->parameter->type == type) return {};
+  Parameter copy;
+  LR_RETURN_IF_ERROR(make_parameter(slot->name, slot->shape, type, &copy));
+  LR_RETURN_IF_ERROR(copy_values(context, *slot, type, copy.value.as<unsigned char>()));
+  if (slot->parameter == nullptr) {
+    slot->parameter = std::make_shared<Parameter>(std::move(copy));
+  } else {  // sessions know it
+    slot->parameter->type = type;
+    slot->parameter->value = std::move(copy.value);
+  }
+  slot->value = slot->parameter->matrix();
+  slot->owner = slot->parameter;
+  slot->release = nullptr;
+  ++revision_;
+  return {};
+}
+
+Status Model::train_base(Context& context, std::span<const std::string> names, DType type) {
+  if (type != DType::kF32 && type != DType::kBF16) {
+    return error(Code::kInvalidOption, "weights cannot be trained as %s; expected F32 or BF16", dtype_info(type).name);
+  }
+  std::vector<Slot*> chosen;
+  for (const std::string& name : names) {
+    const auto found = slot_index_.find(name);
+    if (found == slot_index_.end()) return error(Code::kInvalidOption, "this model has no tensor named %s", name.c_str());
+    chosen.push_back(&slots_[found->second]);
+    if (chosen.back()->owner != nullptr) continue;
+    return found->second == head_slot() && config_.tied_head
+               ? error(Code::kInvalidOption, "%s shares its values with %s; name that instead", name.c_str(), slots_[embedding_slot()].name.c_str())
+               : error(Code::kInvalidConfig, "tensor %s has no values yet", name.c_str());
+  }
+  for (Slot* slot : chosen) LR_RETURN_IF_ERROR(own(context, slot, type));
+  for (Parameter* parameter : parameters()) parameter->trainable = false;
+  for (Slot* slot : chosen) slot->parameter->trainable = true;
   ++revision_;
   return {};
 }
@@ -204,11 +292,12 @@ Adapter* Model::find_adapter(const std::string& name) const {
   return nullptr;
 }
 
-Status Model::make_parameter(std::string name, std::vector<size_t> shape, Parameter* out) {
+Status Model::make_parameter(std::string name, std::vector<size_t> shape, DType type, Parameter* out) {
   out->name = std::move(name);
   out->shape = std::move(shape);
+  out->type = type;
   out->id = next_parameter_id_++;
-  return out->value.allocate(out->elements() * sizeof(float), out->name.c_str());
+  return out->value.allocate(out->elements() * out->element_bytes(), out->name.c_str());
 }
 
 Result<std::shared_ptr<Adapter>> Model::make_adapter(const std::string& name, std::span<const LoraModuleConfig> modules) {
@@ -236,8 +325,8 @@ Result<std::shared_ptr<Adapter>> Model::make_adapter(const std::string& name, st
     lora.r = wanted.r;
     lora.scale = wanted.scale;
     lora.dropout = wanted.dropout;
-    LR_RETURN_IF_ERROR(make_parameter(wanted.module + ".lora_A." + name, {wanted.r, shape.in}, &lora.a));
-    LR_RETURN_IF_ERROR(make_parameter(wanted.module + ".lora_B." + name, {shape.out, wanted.r}, &lora.b));
+    LR_RETURN_IF_ERROR(make_parameter(wanted.module + ".lora_A." + name, {wanted.r, shape.in}, DType::kF32, &lora.a));
+    LR_RETURN_IF_ERROR(make_parameter(wanted.module + ".lora_B." + name, {shape.out, wanted.r}, DType::kF32, &lora.b));
     adapter->loras.push_back(std::move(lora));
   }
   return adapter;
@@ -260,7 +349,7 @@ Result<std::shared_ptr<Override>> Model::make_override(Context& context, const s
   const Matrix base = index == head_slot() && config_.tied_head ? slots_[embedding_slot()].value : slot->value;
   if (base.data == nullptr) return error(Code::kInvalidConfig, "tensor %s has no values yet", slot_name.c_str());
   auto override = std::make_shared<Override>(Override{index, {}});
-  LR_RETURN_IF_ERROR(make_parameter(slot_name + "." + adapter_name, slot->shape, &override->value));
+  LR_RETURN_IF_ERROR(make_parameter(slot_name + "." + adapter_name, slot->shape, DType::kF32, &override->value));
   LR_RETURN_IF_ERROR(dequantize(context, base, override->value.data()));
   return override;
 }
@@ -293,7 +382,7 @@ Status Model::set_trainable(std::span<const std::string> names) {
   std::vector<Parameter*> chosen;
   for (const std::string& name : names) {
     Parameter* parameter = find_parameter(name);
-    if (parameter == nullptr) return error(Code::kInvalidAdapter, "there is no parameter of an adapter named %s", name.c_str());
+    if (parameter == nullptr) return error(Code::kInvalidAdapter, "no adapter has a parameter named %s, and the model itself is not trained there", name.c_str());
     chosen.push_back(parameter);
   }
   for (Parameter* parameter : parameters()) parameter->trainable = false;
@@ -302,7 +391,7 @@ Status Model::set_trainable(std::span<const std::string> names) {
   return {};
 }
 
-std::vector<Parameter*> Model::parameters() const {
+std::vector<Parameter*> Model::adapter_parameters() const {
   std::vector<Parameter*> all;
   for (const auto& adapter : adapters_) {
     for (LoraModule& lora : adapter->loras) {
@@ -314,8 +403,23 @@ std::vector<Parameter*> Model::parameters() const {
   return all;
 }
 
+std::vector<Parameter*> Model::parameters() const {
+  std::vector<Parameter*> all;
+  for (const Slot& slot : slots_) {
+    if (slot.parameter != nullptr) all.push_back(slot.parameter.get());
+  }
+  for (Parameter* parameter : adapter_parameters()) all.push_back(parameter);
+  return all;
+}
+
 std::vector<Parameter*> Model::trained() const {
   std::vector<Parameter*> result;
+  for (size_t slot = 0; slot < slots_.size(); ++slot) {
+    Parameter* const own = slots_[slot].parameter.get();
+    const bool in_force = active_override(slot) == nullptr ||
+                          (slot == embedding_slot() && parameter_of(head_slot()) == own);  // tied
+    if (own != nullptr && own->trainable && in_force) result.push_back(own);
+  }
   for (const auto& adapter : adapters_) {
     if (!adapter->active) continue;
     for (LoraModule& lora : adapter->loras) {
@@ -346,12 +450,14 @@ const Override* Model::active_override(size_t slot) const {
   return nullptr;
 }
 
+const Parameter* Model::parameter_of(size_t slot) const {
+  if (const Override* override = active_override(slot)) return &override->value;
+  if (slot == head_slot() && slots_[slot].owner == nullptr) slot = embedding_slot();
+  return slots_[slot].parameter.get();
+}
+
 Matrix Model::value(size_t slot) const {
-  if (const Override* override = active_override(slot)) {
-    const std::vector<size_t>& shape = override->value.shape;
-    return shape.size() == 1 ? matrix(override->value.data(), DType::kF32, 1, shape[0])
-                             : matrix(override->value.data(), DType::kF32, shape[0], shape[1]);
-  }
+  if (const Override* override = active_override(slot)) return override->value.matrix();
   if (slot == head_slot() && slots_[slot].owner == nullptr) return slots_[embedding_slot()].value;
   return slots_[slot].value;
 }

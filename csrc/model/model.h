@@ -1,6 +1,7 @@
 // A decoder's tensors: the base weights, bound in place in their storage type, and the adapters attached to them.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -15,25 +16,33 @@
 
 namespace lowrank {
 
+// Values that can be trained. An adapter's are fp32.
+struct Parameter {
+  std::string name;
+  std::vector<size_t> shape;             // [n] or [out, in]
+  DType type = DType::kF32;              // or kBF16, of a matrix; a gradient has the same
+  Buffer value;
+  bool trainable = false;
+  size_t id = 0;                         // unique within the model: sessions keep gradients by it
+
+  float* data() const { return value.as<float>(); }  // where the type is kF32
+  size_t elements() const { return shape.size() == 1 ? shape[0] : shape[0] * shape[1]; }
+  size_t element_bytes() const { return dtype_info(type).block_bytes; }
+  Matrix matrix() const;                 // a vector as one row
+};
+
+// Gives back the pages of a mapped file that hold these bytes.
+using ReleasePages = std::function<void(const void* data, size_t bytes)>;
+
 // A base tensor that the decoder needs, by its name in the safetensors files.
 struct Slot {
   std::string name;
   std::vector<size_t> shape;             // [n] or [out, in]
   Matrix value;                          // 1-D tensors are fp32, one row
   std::shared_ptr<const void> owner;     // the mapped file or the memory that holds it; null: not bound yet
+  ReleasePages release;                  // where `value` lies in a file
+  std::shared_ptr<Parameter> parameter;  // that holds the value, where the model itself is trained (or was)
 
-  size_t elements() const { return shape.size() == 1 ? shape[0] : shape[0] * shape[1]; }
-};
-
-// fp32 values that can be trained.
-struct Parameter {
-  std::string name;
-  std::vector<size_t> shape;
-  Buffer value;
-  bool trainable = false;
-  size_t id = 0;                         // unique within the model: sessions keep gradients by it
-
-  float* data() const { return value.as<float>(); }
   size_t elements() const { return shape.size() == 1 ? shape[0] : shape[0] * shape[1]; }
 };
 
@@ -72,15 +81,20 @@ class Model {
   std::span<const Slot> slots() const { return slots_; }
 
   // Uses `source` in place while `owner` lives; shapes must agree with the slot's. With unpermute_heads > 0 the rows of each
-  // head lie in interleaved-RoPE order (llama GGUFs) and are copied into half-split order, still in their storage type.
+  // head lie in interleaved-RoPE order (llama GGUFs) and are copied into half-split order, still in their storage type. `release` is
+  // for a source in a mapped file.
   Status bind(Context&, const std::string& slot, const Matrix& source, std::span<const size_t> shape,
-              std::shared_ptr<const void> owner, size_t unpermute_heads);
+              std::shared_ptr<const void> owner, size_t unpermute_heads, ReleasePages release = nullptr);
   // Copies fp32 values; matrices are stored as `type`: kF32, kBF16 or kF16.
   Status set_tensor(const std::string& slot, std::span<const float> values, DType type = DType::kF32);
   // Stores the tensor that a matrix's slot has as NF4 or FP4 instead, in memory of its own.
   Status quantize(Context&, const std::string& slot, const QuantizeOptions& options);
   // Stores bitsandbytes' bytes in a matrix's slot: the codes of its rows, and their magnitudes (not nested any more).
   Status set_4bit(Context&, const std::string& slot, std::span<const uint8_t> packed, std::span<const float> absmax, size_t block, DType type);
+  // Makes these base tensors (a tied head is the embedding) all that is trainable. Those that are not the model's own yet are copied
+  // into parameters, matrices as `type` (kF32 or kBF16), a few MiB at a time, and their files' pages given back. From then on they
+  // change by training and by what is written into them alone.
+  Status train_base(Context&, std::span<const std::string> names, DType type);
   // kInvalidConfig lists the slots that have no tensor.
   Status ready() const;
 
@@ -95,7 +109,8 @@ class Model {
   Status set_trainable(std::span<const std::string> names);
 
   std::span<const std::shared_ptr<Adapter>> adapters() const { return adapters_; }
-  // Every adapter parameter; and those of active adapters that are trained.
+  // Those of adapters; those and the model's own; and those that are trained: in force, and trainable.
+  std::vector<Parameter*> adapter_parameters() const;
   std::vector<Parameter*> parameters() const;
   std::vector<Parameter*> trained() const;
   Parameter* find_parameter(const std::string& name) const;
@@ -115,6 +130,8 @@ class Model {
   Matrix value(size_t slot) const;
   // The override in force, or null.
   const Override* active_override(size_t slot) const;
+  // What holds the slot's value and could be trained: an override, or the model's own (a tied head's is the embedding's). Or null.
+  const Parameter* parameter_of(size_t slot) const;
 
   // What the model's products are computed in, wherever it runs.
   ComputeType compute() const { return compute_; }
@@ -130,13 +147,16 @@ class Model {
   };
 
   explicit Model(DecoderConfig config);
+  // A slot that may be given another tensor.
+  Result<Slot*> find_replaceable(const std::string& name);
   Result<Slot*> find_matrix(const std::string& name);
+  Status own(Context&, Slot* slot, DType type);
   // Its tensor is stored as `type` in memory of its own from now on, which fill(values) fills first.
   template <class Fill>
   Status replace(Slot* slot, DType type, const Fill& fill);
   size_t add_slot(std::string name, std::vector<size_t> shape);
   Adapter* find_adapter(const std::string& name) const;
-  Status make_parameter(std::string name, std::vector<size_t> shape, Parameter* out);
+  Status make_parameter(std::string name, std::vector<size_t> shape, DType type, Parameter* out);
   bool find_linear(const std::string& module, size_t* layer, Linear* linear) const;
 
   DecoderConfig config_;

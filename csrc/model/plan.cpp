@@ -10,10 +10,10 @@ struct Planner {
   bool training;
   const GradientOf& gradient_of;
 
-  float* override_gradient(size_t slot) const {
+  float* gradient(size_t slot) const {
     if (slot == Model::kNone) return nullptr;
-    const Override* override = model.active_override(slot);
-    return override != nullptr ? gradient_of(override->value) : nullptr;
+    const Parameter* const parameter = model.parameter_of(slot);
+    return parameter != nullptr ? gradient_of(*parameter) : nullptr;
   }
 
   const float* vector(size_t slot) const {
@@ -45,8 +45,8 @@ struct Planner {
       Projection projection;
       projection.weight = model.value(model.weight_slot(layer, linear));
       projection.bias = vector(model.bias_slot(layer, linear));
-      projection.grad_weight = override_gradient(model.weight_slot(layer, linear));
-      projection.grad_bias = override_gradient(model.bias_slot(layer, linear));
+      projection.grad_weight = gradient(model.weight_slot(layer, linear));
+      projection.grad_bias = gradient(model.bias_slot(layer, linear));
       plan.trained |= projection.grad_weight != nullptr || projection.grad_bias != nullptr;
       plan.projections.push_back(projection);
       plan.loras.push_back(std::move(attachments));
@@ -61,8 +61,8 @@ struct Planner {
     LayerPlan plan;
     plan.input_norm = vector(model.input_norm_slot(index));
     plan.post_norm = vector(model.post_norm_slot(index));
-    plan.grad_input_norm = override_gradient(model.input_norm_slot(index));
-    plan.grad_post_norm = override_gradient(model.post_norm_slot(index));
+    plan.grad_input_norm = gradient(model.input_norm_slot(index));
+    plan.grad_post_norm = gradient(model.post_norm_slot(index));
     plan.qkv = group(index, kQkv);
     plan.output = group(index, kOut);
     plan.gate_up = group(index, kGateUp);
@@ -85,9 +85,9 @@ ModelPlan make_plan(const Model& model, bool training, const GradientOf& gradien
   plan.embedding = model.value(model.embedding_slot());
   plan.head = model.value(model.head_slot());
   plan.norm = planner.vector(model.norm_slot());
-  plan.grad_embedding = planner.override_gradient(model.embedding_slot());
-  plan.grad_norm = planner.override_gradient(model.norm_slot());
-  plan.grad_head = planner.override_gradient(model.head_slot());
+  plan.grad_embedding = planner.gradient(model.embedding_slot());
+  plan.grad_norm = planner.gradient(model.norm_slot());
+  plan.grad_head = planner.gradient(model.head_slot());
   for (size_t layer = 0; layer < model.config().layers; ++layer) {
     plan.layers.push_back(planner.layer(layer));
     const LayerPlan& made = plan.layers.back();

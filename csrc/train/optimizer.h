@@ -35,6 +35,7 @@ struct UpdateOptions {
 // A parameter that is trained, with its gradient.
 struct Trained {
   const Parameter* parameter;
+  DType type;      // the parameter's, and the gradient's
   float* gradient;
   bool decay;  // whether weight decay is for it
 };

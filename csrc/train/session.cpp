@@ -41,7 +41,12 @@ Session::Session(Context& context, std::shared_ptr<Model> model, SessionOptions 
 Result<std::shared_ptr<Session>> Session::create(Context& context, std::shared_ptr<Model> model, SessionOptions options) {
   LR_RETURN_IF_ERROR(model->ready());
   const std::vector<Parameter*> trained = model->trained();
-  if (trained.empty()) return error(Code::kInvalidOption, "no parameter of an active adapter is trainable");
+  if (trained.empty()) return error(Code::kInvalidOption, "nothing is trainable, neither in an active adapter nor of the model itself");
+  for (const Parameter* parameter : trained) {
+    if (parameter->type != DType::kF32) {
+      return error(Code::kInvalidOption, "parameter %s is stored as %s; expected F32", parameter->name.c_str(), dtype_info(parameter->type).name);
+    }
+  }
   std::shared_ptr<Session> session(new Session(context, model, std::move(options)));
   Session& s = *session;
 
@@ -50,7 +55,7 @@ Result<std::shared_ptr<Session>> Session::create(Context& context, std::shared_p
   for (const Parameter* parameter : trained) {
     const auto& no_decay = s.options_.no_decay;
     const bool decay = std::find(no_decay.begin(), no_decay.end(), parameter->name) == no_decay.end();
-    s.trained_.push_back({parameter, s.gradients_.as<float>() + offset, decay});
+    s.trained_.push_back({parameter, parameter->type, s.gradients_.as<float>() + offset, decay});
     offset += padded(*parameter);
     s.gradient_by_id_.resize(std::max(s.gradient_by_id_.size(), parameter->id + 1));
     s.gradient_by_id_[parameter->id] = s.trained_.back().gradient;
@@ -75,15 +80,19 @@ float* Session::gradient_of(const Parameter& parameter) const {
   return parameter.id < gradient_by_id_.size() ? gradient_by_id_[parameter.id] : nullptr;
 }
 
+Status Session::check_trained() const {
+  const std::vector<Parameter*> trained = model_->trained();
+  const bool same = trained.size() == trained_.size() &&
+                    std::equal(trained.begin(), trained.end(), trained_.begin(),
+                               [](const Parameter* now, const Trained& then) { return now == then.parameter && now->type == then.type; });
+  return same ? Status() : error(Code::kInvalidOption, "the model's trainable parameters changed since this session was made");
+}
+
 Status Session::accumulate(const Batch& batch, std::span<const int32_t> targets, float grad_scale, uint64_t seed, uint64_t step,
                            uint64_t micro, Loss* loss) {
   LR_RETURN_IF_ERROR(check_batch(model_->config(), batch));
   if (plan_.revision != model_->revision()) {
-    const std::vector<Parameter*> trained = model_->trained();
-    const bool same = trained.size() == trained_.size() &&
-                      std::equal(trained.begin(), trained.end(), trained_.begin(),
-                                 [](const Parameter* a, const Trained& b) { return a == b.parameter; });
-    if (!same) return error(Code::kInvalidOption, "the model's trainable parameters changed since this session was made");
+    LR_RETURN_IF_ERROR(check_trained());
     plan_ = make_plan(*model_, true, [this](const Parameter& p) { return gradient_of(p); });
   }
   const uint64_t key = micro_batch_key(seed, step, micro);
@@ -93,6 +102,7 @@ Status Session::accumulate(const Batch& batch, std::span<const int32_t> targets,
 }
 
 Status Session::update(const UpdateOptions& options, UpdateResult* result) {
+  LR_RETURN_IF_ERROR(check_trained());
   std::vector<std::span<const float>> gradients;
   for (const Trained& one : trained_) gradients.emplace_back(one.gradient, one.parameter->elements());
   double squared = 0;
@@ -138,7 +148,7 @@ std::map<std::string, size_t> Session::estimate(const Context& context, const Mo
   for (const Slot& slot : model.slots()) {
     if (slot.owner != nullptr) components["weights"] += slot.value.rows * slot.value.stride;
   }
-  for (const Parameter* parameter : model.parameters()) components["adapter"] += parameter->value.bytes();
+  for (const Parameter* parameter : model.adapter_parameters()) components["adapter"] += parameter->value.bytes();
   components["gradients"] = trained_elements(model) * sizeof(float);
   const std::vector<Parameter*> trained = model.trained();
   components["optimizer"] = Optimizer::estimate(options.optimizer, std::vector<const Parameter*>(trained.begin(), trained.end()));

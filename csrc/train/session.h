@@ -25,7 +25,8 @@ struct UpdateResult {
 
 class Session {
  public:
-  // Takes the parameters that are trainable now, and the model's compute type. kInvalidOption where there are none.
+  // Takes the parameters that are trainable now, adapters' or the model's own, and the model's compute type. kInvalidOption where there
+  // are none.
   static Result<std::shared_ptr<Session>> create(Context&, std::shared_ptr<Model>, SessionOptions);
 
   // Adds grad_scale · d(Σ nll) to the gradients. (seed, step, micro) choose the dropout masks.
@@ -59,6 +60,8 @@ class Session {
  private:
   Session(Context& context, std::shared_ptr<Model> model, SessionOptions options);
   float* gradient_of(const Parameter&) const;
+  // Whether what was trainable when this was made is so now, and lies in the same types.
+  Status check_trained() const;
   void name_states();
 
   Context context_;
