@@ -17,6 +17,7 @@ export type { DataSource } from './options/data_source.ts';
 export type { GenerateOptions } from './options/generate_options.ts';
 export type { LoraConfig } from './options/lora_config.ts';
 export type { QuantizationConfig } from './options/quantization_config.ts';
+export type { TrainedLayers } from './options/trained_layers.ts';
 export type { TrainerOptions } from './options/trainer_options.ts';
 export type { TrainingArguments } from './options/training_arguments.ts';
 export { type SystemInfo, systemInfo } from './system.ts';
@@ -26,5 +27,5 @@ export type { TrainerCallback, TrainerControl, TrainingStep } from './train/call
 export type { EvaluationMetrics } from './train/evaluation.ts';
 export { LoraTrainer, type TrainingMemory } from './train/trainer.ts';
 export type { LogEntry, TrainerState } from './train/trainer_state.ts';
-export type { TrainResult } from './train/training_run.ts';
+export type { FullTrainResult, TrainResult } from './train/training_run.ts';
 export type { Message, TokenRow } from './types.ts';

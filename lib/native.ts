@@ -223,6 +223,8 @@ export interface NativeModel {
   readParameter(name: string): Promise<Float32Array>;
   /** Into an adapter's parameter, or a base tensor that trainBase() made. What was read of one in BF16 has the same bits when it is written. */
   writeParameter(name: string, data: Float32Array): Promise<void>;
+  /** A parameter's bytes in its storage type, from `begin` to before `end` or its last. */
+  readBytes(name: string, begin: number, end: number): Uint8Array;
 
   /** Logits [T, vocabSize]. */
   logits(batch: NativeBatch): Promise<Float32Array>;
@@ -338,7 +340,7 @@ export interface NativeAddon {
   ): Promise<void>;
   createSession(
     model: NativeModel,
-    options: { maxTokens: number; keep: NativeRetention; noDecay: string[]; optimizer?: NativeOptimizer },
+    options: { maxTokens: number; keep: NativeRetention; noDecay: string[]; optimizer?: NativeOptimizer; seed?: number },
   ): NativeSession;
   /** What a session of this kind would hold, in bytes, before anything is allocated. */
   planSession(

@@ -12,7 +12,7 @@ import { evaluateBatches } from '../lib/train/evaluation.ts';
 import type { Progress } from '../lib/train/progress.ts';
 import type { Trainable } from '../lib/train/trainable.ts';
 import { type RowList, UnitData } from '../lib/train/training_data.ts';
-import { runTraining, type TrainResult } from '../lib/train/training_run.ts';
+import { type FinishedTraining, runTraining } from '../lib/train/training_run.ts';
 import type { TokenRow } from '../lib/types.ts';
 
 const SIZE = 16;
@@ -239,7 +239,7 @@ export async function start(setup: Setup) {
 }
 
 /** Trains to the end. */
-export async function train(setup: Setup): Promise<{ model: Quadratic; result: TrainResult; losses: number[] }> {
+export async function train(setup: Setup): Promise<{ model: Quadratic; result: FinishedTraining; losses: number[] }> {
   const { model, steps } = await start(setup);
   const losses: number[] = [];
   for (;;) {

@@ -50,7 +50,7 @@ describe('stopping a training', () => {
       assert.equal(first.result.stopped, 'aborted');
       assert.equal(first.result.globalStep, stopStep);
       assert.equal(micros.at(-1), `${stopStep}.${stopMicro}`);
-      assert.equal(first.result.adapterPath, join(outputDir, `checkpoint-${stopStep}`));
+      assert.equal(first.result.folder, join(outputDir, `checkpoint-${stopStep}`));
       const second = await train({ rows, dropout: 0.3, args: { ...args(), resumeFromCheckpoint: true } });
       assert.deepEqual([...first.losses, ...second.losses], whole.losses);
       assert.ok(bytes(second.model.weights).equals(bytes(whole.model.weights)), `stopped at ${stopStep}.${stopMicro}`);

@@ -32,7 +32,7 @@ export async function writeFolder(target: string, write: (folder: string) => Pro
 
 /**
  * Replaces files of the folder `target`, which may hold others, with those that `write` makes. `mark` is the file without which the others
- * count for nothing: the former one goes first, the new one comes last.
+ * count for nothing: the former one goes first, the new one comes last. `isReplaced` tells which other files belonged to what was there before, and go too.
  *
  * @throws IO_ERROR naming the file; the former files are then back in place.
  */
@@ -41,6 +41,7 @@ export async function writeIntoFolder(
   mark: string,
   write: (folder: string) => Promise<void>,
   files: FileSystem = nodeFiles,
+  isReplaced: (name: string) => boolean = () => false,
 ): Promise<void> {
   const fresh = hiddenName(join(target, mark), 'new');
   const former = hiddenName(join(target, mark), 'was');
@@ -50,8 +51,9 @@ export async function writeIntoFolder(
     await write(fresh);
     await syncTree(fresh, files);
     const names = (await files.readdir(fresh)).filter((name) => name !== mark);
+    const others = (await files.readdir(target)).filter((name) => isReplaced(name) && name !== mark && !names.includes(name));
     await files.mkdir(former);
-    for (const name of [mark, ...names]) await renameIfThere(join(target, name), join(former, name), files);
+    for (const name of [mark, ...others, ...names]) await renameIfThere(join(target, name), join(former, name), files);
     for (const name of [...names, mark]) await files.rename(join(fresh, name), join(target, name));
     await syncPath(target, files);
   } catch (error) {

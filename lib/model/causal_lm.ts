@@ -70,7 +70,7 @@ export class CausalLM {
     await initialiseWeights(model, values, seed, kStorageTypes[dtype === 'auto' ? 'float32' : dtype]);
     const eosIds = [values.eos_token_id ?? []].flat().filter((id): id is number => Number.isSafeInteger(id));
     return new CausalLM(
-      new ModelCore({ native: model, family, config: values, source: '', eosIds, tokenizer, computeType: computeTypeOf(dtype) }),
+      new ModelCore({ native: model, family, config: values, source: '', eosIds, tokenizer, dtype, computeType: computeTypeOf(dtype) }),
     );
   }
 

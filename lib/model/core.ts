@@ -1,6 +1,7 @@
 import { LowrankError } from '../errors.ts';
 import { fromNative, type NativeComputeType, type NativeModel } from '../native.ts';
 import type { Tokenizer } from '../tokenizer/tokenizer.ts';
+import type { Dtype } from './compute_type.ts';
 import type { Family } from './families.ts';
 import type { BaseQuantization } from './quantize.ts';
 
@@ -13,6 +14,10 @@ export interface CoreParts {
   revision?: string;
   tokenizer?: Tokenizer;
   eosIds: number[];
+  /** generation_config.json as written by its author; {} where there is none. */
+  generationConfig?: Record<string, unknown>;
+  /** What the user asked its weights to be. */
+  dtype: Dtype;
   /** What the user wants it to compute in; undefined: what its use says. */
   computeType?: NativeComputeType;
   /** Where its linear layers have bitsandbytes' 4 bits. */
@@ -30,6 +35,9 @@ export class ModelCore {
   readonly revision: string | undefined;
   /** Generation ends at any of these. */
   readonly eosIds: readonly number[];
+  readonly generationConfig: Readonly<Record<string, unknown>>;
+  /** What its weights were asked to be when it was loaded; 'auto': as they were stored. */
+  readonly dtype: Dtype;
   /** What it was made to compute in, by hand and in trainings that do not say; undefined: float32 by hand. */
   readonly computeType: NativeComputeType | undefined;
   /** undefined: weights in a float type, or in GGUF's. */
@@ -45,6 +53,8 @@ export class ModelCore {
     this.source = parts.source;
     this.revision = parts.revision;
     this.eosIds = parts.eosIds;
+    this.generationConfig = Object.freeze(parts.generationConfig ?? {});
+    this.dtype = parts.dtype;
     this.computeType = parts.computeType;
     this.quantization = parts.quantization;
     if (parts.computeType) parts.native.setCompute(parts.computeType);

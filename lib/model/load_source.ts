@@ -22,6 +22,7 @@ interface Parts {
   native: NativeModelConfig;
   tensors: TensorMap;
   eosIds: number[];
+  generationConfig?: Record<string, unknown>;
   /** Being built on its own thread. */
   tokenizer: Promise<Tokenizer> | undefined;
 }
@@ -45,7 +46,7 @@ export async function loadSource(source: unknown, options: ResolvedLoadOptions):
   try {
     await bindTensors(model, parts.tensors, path, options.signal, placeFor(options, stored !== undefined));
     const computeType = computeTypeOf(options.quantizationConfig?.bnb4bitComputeDtype ?? options.dtype);
-    const core: CoreParts = { ...parts, native: model, source, tokenizer: await tokenizer, computeType };
+    const core: CoreParts = { ...parts, native: model, source, tokenizer: await tokenizer, dtype: options.dtype, computeType };
     const quantization = stored ?? requestedQuantization(options);
     if (quantization !== undefined) core.quantization = quantization;
     if (options.revision !== undefined) core.revision = options.revision;
@@ -87,7 +88,7 @@ async function readFolder(folder: string): Promise<Parts> {
   const tokenizer = (await exists(join(folder, 'tokenizer.json'))) ? awaitedLater(Tokenizer.fromFile(folder)) : undefined;
   const tensors = await openSafetensorsFolder(folder);
   joinPackedWeights(tensors);
-  return { config, family, native: described, tensors, eosIds, tokenizer };
+  return { config, family, native: described, tensors, eosIds, generationConfig: generation, tokenizer };
 }
 
 async function readGguf(path: string): Promise<Parts> {

@@ -1,13 +1,25 @@
 import { join } from 'node:path';
 import { writeIntoFolder } from '../files/atomic_folder.ts';
+import { nodeFiles } from '../files/file_system.ts';
 import type { NativeFloatType } from '../native.ts';
 import { kStorageTypes } from './compute_type.ts';
 import type { ModelCore } from './core.ts';
 import { checkFolder, parseSaveOptions, type SaveOptions } from './save_options.ts';
 import { parseShardSize, type TensorToSave, writeJson, writeWeights } from './weights_file.ts';
 
-/** Writes the base model in Transformers' layout: weights, config.json, generation_config.json's end tokens, tokenizer. */
-export async function saveModel(core: ModelCore, folder: string, options?: SaveOptions): Promise<void> {
+/** Files of weights, of which another save may have made others: a single one, or shards with their index. */
+const kWeightFiles = /^model(-\d+-of-\d+)?\.safetensors(\.index\.json)?$/;
+
+/**
+ * Writes the base model in Transformers' layout: weights, config.json, generation_config.json, tokenizer. `isReplaced`: files of something else in the
+ * folder, whose place the model takes.
+ */
+export async function saveModel(
+  core: ModelCore,
+  folder: string,
+  options?: SaveOptions,
+  isReplaced: (name: string) => boolean = () => false,
+): Promise<void> {
   checkFolder(folder);
   const { dtype, maxShardSize } = parseSaveOptions(options);
   const maxShardBytes = parseShardSize(maxShardSize);
@@ -19,12 +31,14 @@ export async function saveModel(core: ModelCore, folder: string, options?: SaveO
       return { name, shape, dtype: chosen ?? floatType(stored.get(name)) };
     });
   });
-  await writeIntoFolder(folder, 'config.json', async (staging) => {
+  const write = async (staging: string) => {
     await writeWeights(core, staging, tensors, maxShardBytes);
     await writeJson(join(staging, 'config.json'), savedConfig(core, tensors));
-    if (core.eosIds.length > 0) await writeJson(join(staging, 'generation_config.json'), generationConfig(core));
+    const generation = generationConfig(core);
+    if (Object.keys(generation).length > 0) await writeJson(join(staging, 'generation_config.json'), generation);
     if (core.hasTokenizer) await core.tokenizer.save(staging);
-  });
+  };
+  await writeIntoFolder(folder, 'config.json', write, nodeFiles, (name) => kWeightFiles.test(name) || isReplaced(name));
 }
 
 /** Float types stay; block types become bfloat16. */
@@ -36,18 +50,21 @@ function floatType(stored: string | undefined): NativeFloatType {
 function savedConfig(core: ModelCore, tensors: TensorToSave[]): Record<string, unknown> {
   const stored = tensors.find((tensor) => tensor.shape.length === 2)?.dtype;
   const torchNames = Object.keys(kStorageTypes) as (keyof typeof kStorageTypes)[];
-  const { quantization_config: _, ...config } = core.config;
+  const { quantization_config: _, dtype, torch_dtype: __, ...config } = core.config;
   return {
     ...config,
     architectures: [core.family.architecture],
     model_type: core.family.modelType,
     tie_word_embeddings: core.native.config.tiedHead,
-    torch_dtype: torchNames.find((name) => kStorageTypes[name] === stored),
+    // Transformers 5 writes the first; earlier ones know the second only. Where both are there, the first counts.
+    [dtype === undefined ? 'torch_dtype' : 'dtype']: torchNames.find((name) => kStorageTypes[name] === stored),
   };
 }
 
+/** The author's, with the end tokens of config.json too. */
 function generationConfig(core: ModelCore): Record<string, unknown> {
+  if (core.eosIds.length === 0) return { ...core.generationConfig };
   const ids = core.eosIds.length === 1 ? core.eosIds[0] : core.eosIds;
   const bos = core.config.bos_token_id;
-  return { ...(typeof bos === 'number' ? { bos_token_id: bos } : {}), eos_token_id: ids };
+  return { ...(typeof bos === 'number' ? { bos_token_id: bos } : {}), ...core.generationConfig, eos_token_id: ids };
 }

@@ -12,10 +12,14 @@ import {
   quantizationConfigSchema,
   type ResolvedQuantizationConfig,
 } from './quantization_config.ts';
+import { type TrainedLayers, trainedLayersSchema } from './trained_layers.ts';
 import { type ResolvedTrainingArguments, type TrainingArguments, trainingArgumentsSchema } from './training_arguments.ts';
 
 /** What LoRA is where peftConfig is left out. */
 const DEFAULT_PEFT_CONFIG: LoraConfig = { r: 16, loraAlpha: 32, targetModules: 'all-linear' };
+
+/** Peak learning rate where args.learningRate is left out and the whole model is trained; with an adapter it is the schema's. */
+const FULL_LEARNING_RATE = 2e-5;
 
 const callbackNames = [
   'onTrainBegin',
@@ -42,22 +46,25 @@ const trainerOptionsSchema = z.strictObject({
   ),
   trainDataset: dataSource,
   evalDataset: dataSource.optional(),
-  peftConfig: loraConfigSchema.optional(),
+  peftConfig: loraConfigSchema.nullable().optional(),
+  layers: trainedLayersSchema.optional(),
   quantizationConfig: quantizationConfigSchema,
   args: trainingArgumentsSchema.prefault({}),
   callbacks: z.array(callback).default([]),
   signal: z.instanceof(AbortSignal, { error: 'an AbortSignal' }).optional(),
 });
 
-/** What `new LoraTrainer` takes. Only `model` and `trainDataset` are required. */
-export interface TrainerOptions {
+/** What `new LoraTrainer` takes. Only `model` and `trainDataset` are required. `Full` is null where peftConfig is: the whole model is trained. */
+export interface TrainerOptions<Full extends null | undefined = null | undefined> {
   /** Hub id, folder, .gguf file, CausalLM, or PeftModel (whose adapter is then trained on). */
   model: string | CausalLM;
   /** File, glob, rows (text, or tokens `{ inputIds, labels? }`), async iterable or Dataset. */
   trainDataset: DataSource;
   evalDataset?: DataSource;
-  /** Left out: LoRA with r = 16 and alpha = 32 on all linear layers, or the adapter of the PeftModel. */
-  peftConfig?: LoraConfig;
+  /** Left out: LoRA with r = 16 and alpha = 32 on all linear layers, or the adapter of the PeftModel. null: no adapter, the model itself is trained. */
+  peftConfig?: LoraConfig | Full;
+  /** With `peftConfig: null`: which parts of the model are trained, or frozen. Left out: all are trained. */
+  layers?: TrainedLayers;
   /** QLoRA: how the base's weights are quantised as it is loaded. A GGUF base is trained on in its storage type as it is. */
   quantizationConfig?: QuantizationConfig | null;
   args?: TrainingArguments;
@@ -71,8 +78,9 @@ export interface ResolvedTrainerOptions {
   model: string | CausalLM;
   trainDataset: DataSource;
   evalDataset: DataSource | undefined;
-  /** The default stands here where it was left out, except with a PeftModel, which has its own. */
-  peftConfig: ResolvedLoraConfig | undefined;
+  /** The default stands here where it was left out, except with a PeftModel, which has its own. null: full fine-tuning. */
+  peftConfig: ResolvedLoraConfig | null | undefined;
+  layers: TrainedLayers;
   quantizationConfig: ResolvedQuantizationConfig | undefined;
   args: ResolvedTrainingArguments;
   callbacks: TrainerCallback[];
@@ -85,14 +93,20 @@ export interface ResolvedTrainerOptions {
  * @throws UNKNOWN_OPTION, INVALID_OPTION, UNSUPPORTED_QUANTIZATION
  */
 export function parseTrainerOptions(options: unknown): ResolvedTrainerOptions {
-  if (isObject(options) && options.peftConfig === null)
-    refuse('peftConfig', null, 'a LoraConfig or nothing (full fine-tuning is not available yet)');
   if (isObject(options) && Array.isArray(options.callbacks)) options.callbacks.forEach(checkEvents);
   const parsed = parseOptions(trainerOptionsSchema, options, '');
   checkQuantizationConfig(parsed.quantizationConfig);
   if (parsed.quantizationConfig && typeof parsed.model !== 'string') {
     refuse('quantizationConfig', parsed.quantizationConfig, 'nothing beside a loaded model; give it to CausalLM.fromPretrained');
   }
+  if (parsed.peftConfig === null) checkFullFineTuning(parsed.model, parsed.quantizationConfig);
+  else if (parsed.layers)
+    refuse(
+      'layers',
+      parsed.layers,
+      'nothing beside an adapter, which has targetModules and layersToTransform (layers is for peftConfig: null)',
+    );
+  if (parsed.peftConfig === null && !hasLearningRate(options)) parsed.args.learningRate = FULL_LEARNING_RATE;
   checkCombinations(parsed.args, parsed.evalDataset !== undefined);
   checkScheduler(parsed.args);
   checkOptimizer(parsed.args);
@@ -100,7 +114,8 @@ export function parseTrainerOptions(options: unknown): ResolvedTrainerOptions {
     model: parsed.model,
     trainDataset: parsed.trainDataset,
     evalDataset: parsed.evalDataset,
-    peftConfig: adapterFor(parsed.model, parsed.peftConfig),
+    peftConfig: parsed.peftConfig === null ? null : adapterFor(parsed.model, parsed.peftConfig),
+    layers: parsed.layers ?? {},
     quantizationConfig: parsed.quantizationConfig ?? undefined,
     args: parsed.args,
     callbacks: parsed.callbacks,
@@ -109,10 +124,32 @@ export function parseTrainerOptions(options: unknown): ResolvedTrainerOptions {
 }
 
 function adapterFor(model: string | CausalLM, peftConfig: ResolvedLoraConfig | undefined): ResolvedLoraConfig | undefined {
-  const hasAdapter = typeof model !== 'string' && 'peftConfig' in model;
-  if (!hasAdapter) return parseLoraConfig(peftConfig ?? DEFAULT_PEFT_CONFIG);
+  if (!hasAdapter(model)) return parseLoraConfig(peftConfig ?? DEFAULT_PEFT_CONFIG);
   if (peftConfig !== undefined) refuse('peftConfig', peftConfig, 'nothing beside a PeftModel, whose own adapter is trained on');
   return undefined;
+}
+
+/** A PeftModel; told by its members, as its class would bring native code with it. */
+function hasAdapter(model: string | CausalLM): boolean {
+  return typeof model !== 'string' && 'peftConfig' in model;
+}
+
+function checkFullFineTuning(model: string | CausalLM, quantizationConfig: ResolvedQuantizationConfig | null | undefined): void {
+  if (hasAdapter(model))
+    refuse('peftConfig', null, 'nothing beside a PeftModel, whose adapter is trained on; load the base again to train the whole model');
+  if (quantizationConfig) throw cannotTrainQuantized('quantizationConfig');
+}
+
+/** As Transformers refuses it; `option` is the one that brings the quantised weights. */
+export function cannotTrainQuantized(option: string): LowrankError {
+  return new LowrankError(
+    'UNSUPPORTED_QUANTIZATION',
+    `${option}: the weights of a purely quantized model cannot be fine-tuned (peftConfig: null); leave peftConfig out to train an adapter on top of them (QLoRA), or load the model without quantization`,
+  );
+}
+
+function hasLearningRate(options: unknown): boolean {
+  return isObject(options) && isObject(options.args) && options.args.learningRate !== undefined;
 }
 
 function checkCombinations(args: ResolvedTrainingArguments, hasEvalDataset: boolean): void {

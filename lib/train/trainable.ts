@@ -5,9 +5,9 @@ import type { FingerprintPart } from './fingerprint.ts';
 export interface Trainable extends Pick<NativeSession, 'accumulate' | 'update' | 'zeroGradients'> {
   /** Loss without gradients, dropout off. */
   evaluate(batch: NativeTrainBatch): Promise<NativeLoss>;
-  /** Writes the trained weights as users load them, PEFT's folder. What was there stays whole until then; other files stay. */
+  /** Writes the trained weights as users load them: PEFT's folder, or Transformers'. What was there stays whole until then; other files stay. */
   saveWeights(folder: string): Promise<void>;
-  /** Where in `folder` saveWeights puts the file that loads them. */
+  /** Where in `folder` saveWeights puts the files that load them. */
   weightsFolder(folder: string): string;
   /** Sets the trained weights to those of such a folder. */
   loadWeights(folder: string): Promise<void>;

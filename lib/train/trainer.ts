@@ -11,17 +11,24 @@ import { parseTrainerOptions, type ResolvedTrainerOptions, type TrainerOptions }
 import type { TrainingStep } from './callbacks.ts';
 import { retentionName, retentionOf } from './checkpointing.ts';
 import { type EvaluationMetrics, evaluateBatches } from './evaluation.ts';
-import { NativeTrainable, trainedAdapter } from './native_trainable.ts';
+import { NativeTrainable } from './native_trainable.ts';
 import { optimizerOf } from './optimizer.ts';
 import { createProgress, type Progress } from './progress.ts';
+import { TrainedAdapter } from './trained_adapter.ts';
+import { TrainedModel } from './trained_model.ts';
+import type { TrainedWeights } from './trained_weights.ts';
 import { UnitData } from './training_data.ts';
-import { runTraining, type TrainResult } from './training_run.ts';
+import { type FullTrainResult, runTraining, type TrainResult } from './training_run.ts';
 
 /** Bytes that a training holds, by component. */
 export type TrainingMemory = Record<string, number>;
 
+/** Of a training whose `peftConfig` is null, and of others. */
+type ModelOf<Full> = [Full] extends [null] ? CausalLM : PeftModel;
+type ResultOf<Full> = [Full] extends [null] ? FullTrainResult : TrainResult;
+
 interface Prepared {
-  peft: PeftModel;
+  weights: TrainedWeights;
   train: UnitData;
   held: UnitData | undefined;
   /** Most tokens of a micro-batch. */
@@ -29,25 +36,30 @@ interface Prepared {
 }
 
 /**
- * Fine-tunes a model with LoRA.
+ * Fine-tunes a model with LoRA, or with `peftConfig: null` the model itself.
  *
  * ```ts
  * const trainer = new LoraTrainer({ model: 'model.gguf', trainDataset: 'train.jsonl', args: { outputDir: './lora_output' } });
  * const { trainingLoss, adapterPath } = await trainer.train();
  * ```
  *
+ * ```ts
+ * const trainer = new LoraTrainer({ model: 'HuggingFaceTB/SmolLM2-135M', trainDataset: 'train.jsonl', peftConfig: null });
+ * const { modelPath } = await trainer.train();
+ * ```
+ *
  * The loss is the mean over the supervised tokens of all micro-batches of a step. The same seed gives the same bits, whatever the number of
  * threads, and whether or not the training was interrupted.
  */
-export class LoraTrainer {
+export class LoraTrainer<Full extends null | undefined = undefined> {
   readonly #options: ResolvedTrainerOptions;
   readonly #progress: Progress;
   #prepared: Promise<Prepared> | undefined;
-  #peft: PeftModel | undefined;
+  #weights: TrainedWeights | undefined;
   #isRunning = false;
 
   /** @throws UNKNOWN_OPTION, INVALID_OPTION, UNSUPPORTED_QUANTIZATION */
-  constructor(options: TrainerOptions) {
+  constructor(options: TrainerOptions<Full>) {
     this.#options = parseTrainerOptions(options);
     const { model } = this.#options;
     if (typeof model !== 'string' && !(model instanceof CausalLM)) {
@@ -57,11 +69,11 @@ export class LoraTrainer {
   }
 
   /**
-   * Trains to the end and writes the adapter into args.outputDir. The signal and SIGINT end it early, with a checkpoint: `stopped` says so.
+   * Trains to the end and writes the adapter, or the model, into args.outputDir. The signal and SIGINT end it early, with a checkpoint: `stopped` says so.
    *
    * @throws INVALID_DATASET, NON_FINITE, IO_ERROR, CHECKPOINT_CORRUPT, …
    */
-  async train(): Promise<TrainResult> {
+  async train(): Promise<ResultOf<Full>> {
     const steps = this.steps();
     for (;;) {
       const next = await steps.next();
@@ -70,7 +82,7 @@ export class LoraTrainer {
   }
 
   /** Trains like train(), step by step. Leaving the loop ends the training and writes nothing more; `model` has what was learnt. */
-  async *steps(): AsyncGenerator<TrainingStep, TrainResult> {
+  async *steps(): AsyncGenerator<TrainingStep, ResultOf<Full>> {
     if (this.#isRunning) throw new LowrankError('INVALID_OPTION', 'this LoraTrainer is training already; await it first');
     this.#isRunning = true;
     try {
@@ -78,18 +90,22 @@ export class LoraTrainer {
       const prepared = await this.#prepare();
       const keep = await this.#retention(prepared);
       this.#announce(prepared, keep);
-      const trainable = await NativeTrainable.create(prepared.peft, {
+      const trainable = await NativeTrainable.create(prepared.weights, {
         maxTokens: prepared.maxTokens,
         keep,
         optimizer: optimizerOf(args),
-        computeType: this.#computeType(prepared.peft),
+        computeType: this.#computeType(prepared.weights),
+        seed: args.seed,
       });
       try {
         const evaluation = prepared.held && {
           rows: prepared.held.units,
           run: (isStopped: () => boolean) => this.#evaluate(prepared, isStopped),
         };
-        return yield* runTraining({ args, callbacks, signal, trainable, data: prepared.train, evaluation, progress: this.#progress });
+        const request = { args, callbacks, signal, trainable, data: prepared.train, evaluation, progress: this.#progress };
+        const { folder, ...summary } = yield* runTraining(request);
+        const result = this.#options.peftConfig === null ? { ...summary, modelPath: folder } : { ...summary, adapterPath: folder };
+        return result as unknown as ResultOf<Full>;
       } finally {
         trainable.dispose();
       }
@@ -110,25 +126,33 @@ export class LoraTrainer {
     return metrics;
   }
 
-  /** The model with its adapter, once train(), steps(), evaluate() or plan() has loaded it; not to be used while training. */
-  get model(): PeftModel {
-    if (this.#peft) return this.#peft;
+  /**
+   * The model with its adapter, or in full fine-tuning the model itself, once train(), steps(), evaluate() or plan() has loaded it; not to be used while
+   * training.
+   */
+  get model(): ModelOf<Full> {
+    if (this.#weights) return this.#weights.model as ModelOf<Full>;
     throw new LowrankError('INVALID_OPTION', 'trainer.model: the model is not loaded yet; await train(), evaluate() or plan() first');
   }
 
-  /** What a training will hold in memory, in bytes by component. Loads the model and the data, which are mapped or small, and allocates nothing else. */
+  /**
+   * What a training will hold in memory, in bytes by component. Loads the model and the data, which are mapped or small (but weights that are trained
+   * themselves), and allocates nothing else.
+   */
   async plan(): Promise<TrainingMemory> {
     const prepared = await this.#prepare();
     const keep = await this.#retention(prepared);
     const optimizer = optimizerOf(this.#options.args);
-    return await prepared.peft.core.run((model) => native().planSession(model, { maxTokens: prepared.maxTokens, keep, optimizer }));
+    return await prepared.weights.model.core.run((model) =>
+      native().planSession(model, { maxTokens: prepared.maxTokens, keep, optimizer }),
+    );
   }
 
   /** What a training's forward keeps. The model goes on computing in the training's type. */
-  async #retention({ peft, maxTokens }: Prepared): Promise<NativeRetention> {
+  async #retention({ weights, maxTokens }: Prepared): Promise<NativeRetention> {
     const optimizer = optimizerOf(this.#options.args);
-    return await peft.core.run((model) => {
-      model.setCompute(this.#computeType(peft));
+    return await weights.model.core.run((model) => {
+      model.setCompute(this.#computeType(weights));
       return retentionOf(this.#options.args.gradientCheckpointing, model.config.layers, (keep) =>
         native().planSession(model, { maxTokens, keep, optimizer }),
       );
@@ -138,8 +162,8 @@ export class LoraTrainer {
   /** Frees the model if this trainer loaded it. */
   async dispose(): Promise<void> {
     await this.#prepared?.catch(() => {});
-    if (typeof this.#options.model === 'string') await this.#peft?.dispose();
-    this.#prepared = this.#peft = undefined;
+    if (typeof this.#options.model === 'string') await this.#weights?.model.dispose();
+    this.#prepared = this.#weights = undefined;
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -158,13 +182,14 @@ export class LoraTrainer {
   async #load(): Promise<Prepared> {
     const { model, trainDataset, args, quantizationConfig, signal } = this.#options;
     prepareToRender(trainDataset);
-    const base = this.#peft ?? (typeof model === 'string' ? await CausalLM.fromPretrained(model, { quantizationConfig, signal }) : model);
-    // Rows are tokenised on other threads while the adapter gets its initial weights.
+    const base =
+      this.#weights?.model ?? (typeof model === 'string' ? await CausalLM.fromPretrained(model, { quantizationConfig, signal }) : model);
+    // Rows are tokenised on other threads while the weights to train are made.
     const failure = new AbortController();
     const data = this.#loadAllData(base, signal ? AbortSignal.any([signal, failure.signal]) : failure.signal);
     const settled = data.catch(() => undefined);
     try {
-      this.#peft = await this.#withAdapter(base);
+      this.#weights = await this.#trainedWeights(base);
     } catch (error) {
       failure.abort();
       await settled;
@@ -172,14 +197,14 @@ export class LoraTrainer {
       throw error;
     }
     const { train, held } = await data;
-    return { peft: this.#peft, train, held, maxTokens: train.largest(args.perDeviceTrainBatchSize) };
+    return { weights: this.#weights, train, held, maxTokens: train.largest(args.perDeviceTrainBatchSize) };
   }
 
-  async #withAdapter(base: CausalLM): Promise<PeftModel> {
-    const { peftConfig, args } = this.#options;
+  async #trainedWeights(base: CausalLM): Promise<TrainedWeights> {
+    const { peftConfig, layers, args } = this.#options;
+    if (peftConfig === null) return await TrainedModel.create(base, layers);
     const peft = base instanceof PeftModel ? base : await getPeftModel(base, peftConfig, 'default', { seed: args.seed });
-    trainedAdapter(peft);
-    return peft;
+    return new TrainedAdapter(peft);
   }
 
   async #loadAllData(model: CausalLM, signal: AbortSignal): Promise<Pick<Prepared, 'train' | 'held'>> {
@@ -200,39 +225,40 @@ export class LoraTrainer {
     return await UnitData.from(dataset, packInto, name);
   }
 
-  async #evaluate({ peft, held, maxTokens }: Prepared, isStopped: () => boolean): Promise<EvaluationMetrics | undefined> {
+  async #evaluate({ weights, held, maxTokens }: Prepared, isStopped: () => boolean): Promise<EvaluationMetrics | undefined> {
     if (!held) throw new LowrankError('INVALID_OPTION', 'evalDataset: found nothing, expected data to evaluate on');
     // No batch is larger than training's largest, so that evaluating never takes more memory.
     const batches = held.batches(this.#options.args.perDeviceEvalBatchSize, maxTokens);
-    const computeType = this.#computeType(peft);
+    const computeType = this.#computeType(weights);
     const evaluate = (batch: NativeTrainBatch) =>
-      peft.core.run((model) => {
+      weights.model.core.run((model) => {
         model.setCompute(computeType);
         return model.evaluate(batch);
       });
     return await evaluateBatches(batches, evaluate, isStopped);
   }
 
-  #computeType(peft: PeftModel): NativeComputeType {
+  #computeType({ model }: TrainedWeights): NativeComputeType {
     const { bf16, computeType } = native().systemInfo();
     const wanted = this.#options.args.bf16;
-    if (wanted === 'auto') return peft.core.computeType ?? computeType;
+    if (wanted === 'auto') return model.core.computeType ?? computeType;
     return wanted && bf16 ? 'bf16' : 'f32';
   }
 
-  #announce({ peft, train }: Prepared, keep: NativeRetention): void {
+  #announce({ weights, train }: Prepared, keep: NativeRetention): void {
     const { args } = this.#options;
     const { isa, threads } = native().systemInfo();
-    const bf16 = this.#computeType(peft) === 'bf16';
-    const { trainable, all } = peft.countParameters();
+    const bf16 = this.#computeType(weights) === 'bf16';
+    const { trainable, all } = weights.count();
     const { rows, tokens, supervised, empty } = train.summary;
     const lines = [
       `computing in ${bf16 ? 'bf16' : 'fp32'} with ${isa} on ${threads} thread${threads === 1 ? '' : 's'}${args.bf16 === true && !bf16 ? ` (bf16: ${isa} has no bf16 products, fp32 takes their place)` : ''}`,
       `trainable params: ${withCommas(trainable)} || all params: ${withCommas(all)} || trainable%: ${((100 * trainable) / all).toFixed(4)}`,
       `supervised tokens: ${withCommas(supervised)} of ${withCommas(tokens)} in ${withCommas(rows)} rows${args.packing ? `, packed into ${withCommas(train.units)}` : ''}`,
     ];
+    lines.push(...weights.notes);
     if (keep.mode !== 'all') lines.push(`gradient checkpointing: ${retentionName(keep)}`);
-    const { quantization } = peft.core;
+    const { quantization } = weights.model.core;
     if (quantization) {
       lines.push(`base weights: 4 bits (${quantization.quantType}${quantization.doubleQuant ? ', double quantisation' : ''})`);
     }

@@ -16,7 +16,7 @@ import type { Trainable, TrainingData } from './trainable.ts';
 import { initialState, type LogEntry, meanLoss, type TrainerState } from './trainer_state.ts';
 import { peakMemory, scheduleOf, TrainingLoop } from './training_loop.ts';
 
-export interface TrainResult {
+interface TrainSummary {
   globalStep: number;
   /** Mean loss of all steps. */
   trainingLoss: number;
@@ -26,13 +26,28 @@ export interface TrainResult {
   tokensPerSecond: number;
   /** Most bytes that this process has held so far. */
   peakMemory: number;
-  /** The folder of the adapter: outputDir, or the checkpoint that a stopped training left. */
-  adapterPath: string;
   logHistory: LogEntry[];
   /** Steps left out because something was not finite. */
   skippedSteps: number;
   /** Why the training ended early: the signal, or SIGINT. */
   stopped?: StopReason;
+}
+
+/** What the training of an adapter gives. */
+export interface TrainResult extends TrainSummary {
+  /** The folder of the adapter: outputDir, or the checkpoint that a stopped training left. */
+  adapterPath: string;
+}
+
+/** What full fine-tuning gives. */
+export interface FullTrainResult extends TrainSummary {
+  /** The folder of the model: outputDir, or the checkpoint that a stopped training left. */
+  modelPath: string;
+}
+
+/** What any training gives, and the folder of what was trained. */
+export interface FinishedTraining extends TrainSummary {
+  folder: string;
 }
 
 export interface TrainingRequest {
@@ -50,7 +65,7 @@ export interface TrainingRequest {
  * Trains, step by step, in args.outputDir, which is locked meanwhile. Returned early (by `break` in the loop that runs it), it frees the
  * folder and writes nothing more.
  */
-export async function* runTraining(request: TrainingRequest): AsyncGenerator<TrainingStep, TrainResult> {
+export async function* runTraining(request: TrainingRequest): AsyncGenerator<TrainingStep, FinishedTraining> {
   const { args, signal, progress, data, files = nodeFiles } = request;
   throwIfAborted(signal);
   const plan = planSteps(data.units, args);
@@ -75,7 +90,7 @@ export async function* runTraining(request: TrainingRequest): AsyncGenerator<Tra
       tokens: state.numInputTokensSeen,
       tokensPerSecond: (state.numInputTokensSeen - before.tokens) / seconds,
       peakMemory: peakMemory(),
-      adapterPath: request.trainable.weightsFolder(loop.stopFolder ?? args.outputDir),
+      folder: request.trainable.weightsFolder(loop.stopFolder ?? args.outputDir),
       logHistory: state.logHistory,
       skippedSteps: state.skippedSteps,
       ...(loop.stopped && { stopped: loop.stopped }),
