@@ -16,6 +16,46 @@ function refused(run: () => unknown, code: string, ...parts: (string | RegExp)[]
   });
 }
 
+describe('options of full fine-tuning', () => {
+  const full = (more: Record<string, unknown> = {}) => parseTrainerOptions({ ...base, peftConfig: null, ...more });
+
+  it("has Transformers' learning rate for it, unless one is given", () => {
+    assert.equal(full().peftConfig, null);
+    assert.deepEqual(full().layers, {});
+    assert.equal(full().args.learningRate, 2e-5);
+    assert.equal(full({ args: { learningRate: undefined } }).args.learningRate, 2e-5);
+    assert.equal(full({ args: { learningRate: 2e-4 } }).args.learningRate, 2e-4);
+    refused(
+      () => full({ args: { lrSchedulerType: 'polynomial', lrSchedulerKwargs: { lrEnd: 3e-5 } } }),
+      'INVALID_OPTION',
+      'less than args.learningRate (0.00002)',
+    );
+  });
+
+  it('takes layers, which are for it alone', () => {
+    const layers = { frozen: [0, -1, 'embed_tokens'], trained: ['model.layers.1', 'norm'] };
+    assert.deepEqual(full({ layers }).layers, layers);
+    refused(() => parseTrainerOptions({ ...base, layers }), 'INVALID_OPTION', 'layers: found', 'peftConfig: null');
+    refused(() => parseTrainerOptions({ ...base, peftConfig: { r: 4 }, layers: {} }), 'INVALID_OPTION', 'layers: found {}');
+    refused(() => full({ layers: { frozn: [0] } }), 'UNKNOWN_OPTION', 'layers.frozn', "did you mean 'frozen'");
+    refused(() => full({ layers: { frozen: [0.5] } }), 'INVALID_OPTION', 'layers.frozen[0]: found 0.5');
+    refused(() => full({ layers: { trained: [] } }), 'INVALID_OPTION', 'layers.trained', 'at least 1 element');
+    refused(() => full({ layers: { frozen: ['norm', ''] } }), 'INVALID_OPTION', 'layers.frozen[1]: found ""');
+  });
+
+  it('refuses what only an adapter can be trained on', () => {
+    refused(
+      () => full({ quantizationConfig: { loadIn4bit: true } }),
+      'UNSUPPORTED_QUANTIZATION',
+      'quantizationConfig',
+      'purely quantized',
+      'adapter',
+    );
+    refused(() => full({ model: { generate() {}, peftConfig: {} } }), 'INVALID_OPTION', 'peftConfig: found null', 'PeftModel');
+    assert.equal(full({ quantizationConfig: null }).quantizationConfig, undefined);
+  });
+});
+
 describe('options of LoraTrainer', () => {
   it('needs only model and trainDataset', () => {
     const options = parseTrainerOptions(base);
@@ -139,7 +179,6 @@ describe('options of LoraTrainer', () => {
       'quantizationConfig.loadIn8bit',
       'loadIn4bit',
     );
-    refused(() => parseTrainerOptions({ ...base, peftConfig: null }), 'INVALID_OPTION', 'peftConfig: found null', 'full fine-tuning');
     refused(() => parseTrainerOptions({ ...base, peftConfig: { peftType: 'IA3' } }), 'INVALID_OPTION', 'peftConfig.peftType: found "IA3"');
   });
 

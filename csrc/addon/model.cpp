@@ -52,6 +52,7 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject> {
                         InstanceMethod("setCompute", &ModelObject::set_compute),
                         InstanceMethod("parameters", &ModelObject::parameters),
                         InstanceMethod("readParameter", &ModelObject::read_parameter),
+                        InstanceMethod("readBytes", &ModelObject::read_bytes),
                         InstanceMethod("writeParameter", &ModelObject::write_parameter),
                         InstanceMethod("logits", &ModelObject::logits), InstanceMethod("evaluate", &ModelObject::evaluate),
                         InstanceMethod("createCache", &ModelObject::create_cache), InstanceMethod("dispose", &ModelObject::dispose)});
@@ -104,6 +105,7 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject> {
   Napi::Value set_compute(const Napi::CallbackInfo& info);
   Napi::Value parameters(const Napi::CallbackInfo& info);
   Napi::Value read_parameter(const Napi::CallbackInfo& info);
+  Napi::Value read_bytes(const Napi::CallbackInfo& info);
   Napi::Value write_parameter(const Napi::CallbackInfo& info);
   Napi::Value logits(const Napi::CallbackInfo& info);
   Napi::Value evaluate(const Napi::CallbackInfo& info);
@@ -323,6 +325,24 @@ Napi::Value ModelObject::read_parameter(const Napi::CallbackInfo& info) {
     const std::lock_guard lock(addon_mutex());
     return dequantize(addon_context(), source, out);
   }, values);
+}
+
+Napi::Value ModelObject::read_bytes(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  std::string name;
+  size_t begin = 0, end = 0;
+  const Model* model = reading(env);
+  if (model == nullptr || !get_string(info[0], "name", &name) || !get_size(info[1], "begin", &begin) || !get_size(info[2], "end", &end)) {
+    return env.Undefined();
+  }
+  const Result<ParameterValues> found = find_values(*model, name);
+  if (!found.ok()) return finish(env, found.status());
+  const Matrix source = found.value().matrix;
+  end = std::min(end, source.rows * source.stride);
+  begin = std::min(begin, end);
+  Napi::Uint8Array bytes = Napi::Uint8Array::New(env, end - begin);
+  if (end > begin) std::memcpy(bytes.Data(), static_cast<const uint8_t*>(source.data) + begin, end - begin);
+  return bytes;
 }
 
 Napi::Value ModelObject::write_parameter(const Napi::CallbackInfo& info) {

@@ -1,4 +1,4 @@
-"""Logits of adapters as real PEFT loads them. Reads one JSON object a line from stdin, {"model", "adapter", "inputIds", "attentionMask",
+"""Logits of adapters as real PEFT loads them, or of models as Transformers does (without "adapter"). Reads one JSON object a line from stdin, {"model", "adapter", "inputIds", "attentionMask",
 "output"}, and writes the logits [rows, length, vocabulary] to the safetensors file `output`; answers each with a line {"missing",
 "unexpected"}: keys that PEFT did not find in the adapter's file, or found and did not use."""
 
@@ -21,8 +21,13 @@ from transformers import AutoModelForCausalLM
 from tiny_models import positions_of
 
 
-def load(model: str, adapter: str) -> tuple[PeftModel, dict]:
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+def load_model(model: str) -> tuple[torch.nn.Module, dict]:
+    loaded, info = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+    return loaded.eval(), {"missing": list(info["missing_keys"]), "unexpected": list(info["unexpected_keys"])}
+
+
+def load_adapter(model: str, adapter: str) -> tuple[PeftModel, dict]:
+    base, _ = load_model(model)
     peft = PeftModel.from_pretrained(base, adapter).eval()
     state = load_file(pathlib.Path(adapter) / "adapter_model.safetensors")
     result = set_peft_model_state_dict(peft, state)
@@ -35,7 +40,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     for line in sys.stdin:
         request = json.loads(line)
-        model, keys = load(request["model"], request["adapter"])
+        adapter = request.get("adapter")
+        model, keys = load_adapter(request["model"], adapter) if adapter else load_model(request["model"])
         mask = torch.tensor(request["attentionMask"])
         with torch.no_grad():
             logits = model(input_ids=torch.tensor(request["inputIds"]), attention_mask=mask, position_ids=positions_of(mask), use_cache=False).logits

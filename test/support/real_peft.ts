@@ -22,20 +22,21 @@ export function pythonWithPeft(): string | undefined {
 
 export interface PeftRequest {
   model: string;
-  adapter: string;
+  /** Left out: the model alone. */
+  adapter?: string;
   inputIds: number[][];
   attentionMask: number[][];
   /** safetensors file for the logits. */
   output: string;
 }
 
-/** Keys of the adapter that PEFT missed in its file, or did not use. */
+/** Keys that PEFT, or Transformers, missed in the file, or did not use. */
 export interface PeftAnswer {
   missing: string[];
   unexpected: string[];
 }
 
-/** Loads adapters with real PEFT, all in one process, and writes their logits. */
+/** Loads adapters with real PEFT and models with Transformers, all in one process, and writes their logits. */
 export function runPeft(python: string, requests: PeftRequest[]): PeftAnswer[] {
   const input = requests.map((request) => `${JSON.stringify(request)}\n`).join('');
   const { status, stdout, stderr } = spawnSync(python, [script], {
