@@ -4,6 +4,7 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
 import { loraConfigSchema } from '../lib/options/lora_config.ts';
+import { trainedLayersSchema } from '../lib/options/trained_layers.ts';
 import { trainingArgumentsSchema } from '../lib/options/training_arguments.ts';
 
 interface Property {
@@ -22,7 +23,11 @@ function table(schema: z.ZodType): string {
 
 /** The page with its tables made anew. */
 export function withTables(page: string): string {
-  const tables: Record<string, string> = { args: table(trainingArgumentsSchema), peftConfig: table(loraConfigSchema) };
+  const tables: Record<string, string> = {
+    layers: table(trainedLayersSchema),
+    args: table(trainingArgumentsSchema),
+    peftConfig: table(loraConfigSchema),
+  };
   return Object.entries(tables).reduce(
     (text, [name, content]) =>
       text.replace(new RegExp(`(<!-- ${name} -->\n)[^]*?(<!-- /${name} -->)`), (_, open, close) => `${open}${content}\n${close}`),

@@ -15,7 +15,7 @@ import type { TrainerOptions } from '../lib/options/trainer_options.ts';
 import type { TrainingArguments } from '../lib/options/training_arguments.ts';
 import { LoraTrainer } from '../lib/train/trainer.ts';
 import { llamaConfig, tokenRows } from './60.trainer.llama.ts';
-import { readArrays, readJson } from './support/parity.ts';
+import { readArrays, readJson, valuesOf } from './support/parity.ts';
 import { assertFails } from './support/tiny_models.ts';
 
 type FullOptions = TrainerOptions<null> & { peftConfig: null };
@@ -137,13 +137,18 @@ describe('full fine-tuning', () => {
           const outputDir = newFolder();
           const layers: TrainedLayers = { frozen: [0, 'norm', 'lm_head', 'v_proj.bias'].slice(0, 'attention_bias' in config ? 4 : 3) };
           await train({ outputDir, optim: 'adamw_8bit', weightDecay: 0.1 }, { model, layers });
-          const [before, after] = [start, outputDir].map((folder) => readArrays(join(folder, 'model.safetensors')));
+          const [before, after] = [readArrays(join(start, 'model.safetensors')), readArrays(join(outputDir, 'model.safetensors'))];
           const frozen = (name: string) =>
             /layers\.0\.|^model\.norm|^lm_head|v_proj\.bias/.test(name) || (!('attention_bias' in config) && /embed_tokens/.test(name));
-          assert.deepEqual([...(after?.keys() ?? [])].sort(), [...(before?.keys() ?? [])].sort());
-          for (const [name, { data }] of before ?? []) {
-            const moved = Buffer.compare(Buffer.from(data.buffer), Buffer.from((after?.get(name)?.data as Float32Array).buffer)) !== 0;
-            assert.equal(moved, !frozen(name), name);
+          assert.deepEqual([...after.keys()].sort(), [...before.keys()].sort());
+          const bits = (values: Float32Array) => new Uint32Array(values.buffer);
+          for (const [name, { data }] of before) {
+            const there = bits(valuesOf(after, name).data);
+            assert.equal(
+              bits(data).some((value, i) => value !== there[i]),
+              !frozen(name),
+              name,
+            );
           }
         }
       });
@@ -167,21 +172,10 @@ describe('full fine-tuning', () => {
 
   it('ends with the best checkpoint, keeps as many as it should, and steps one by one', async () => {
     const outputDir = newFolder();
-    const trainer = new LoraTrainer(
-      await options(
-        {
-          outputDir,
-          maxSteps: 12,
-          learningRate: 0.5,
-          saveSteps: 2,
-          evalSteps: 2,
-          evalStrategy: 'steps',
-          saveTotalLimit: 1,
-          loadBestModelAtEnd: true,
-        },
-        { evalDataset: tokenRows(10, 2) },
-      ),
-    );
+    const best = { saveSteps: 2, evalSteps: 2, evalStrategy: 'steps', saveTotalLimit: 1, loadBestModelAtEnd: true } as const;
+    // What is learnt is of no use for these rows, the surer the less.
+    const evalDataset = [{ inputIds: [5, 60, 11, 90, 33, 71, 2, 48, 19] }];
+    const trainer = new LoraTrainer(await options({ outputDir, maxSteps: 12, learningRate: 0.02, ...best }, { evalDataset }));
     const steps = trainer.steps();
     let next = await steps.next();
     for (let count = 1; !next.done; ++count) {
@@ -189,16 +183,16 @@ describe('full fine-tuning', () => {
       next = await steps.next();
     }
     const evaluations = next.value.logHistory.filter((entry) => entry.evalLoss !== undefined);
-    const best = evaluations.reduce((a, b) => ((b.evalLoss as number) < (a.evalLoss as number) ? b : a));
-    assert.ok(best.step < 12, JSON.stringify(evaluations)); // a learning rate that drives it away
-    assert.equal((await trainer.evaluate()).loss, best.evalLoss);
+    const least = evaluations.reduce((a, b) => ((b.evalLoss as number) < (a.evalLoss as number) ? b : a));
+    assert.ok(least.step < 12, JSON.stringify(evaluations));
+    assert.equal((await trainer.evaluate()).loss, least.evalLoss);
     assert.deepEqual(
       readdirSync(outputDir)
         .filter((name) => name.startsWith('checkpoint-'))
         .sort(),
-      [`checkpoint-${best.step}`, 'checkpoint-12'].sort(),
+      [`checkpoint-${least.step}`, 'checkpoint-12'].sort(),
     );
-    assert.ok(weights(outputDir).equals(weights(join(outputDir, `checkpoint-${best.step}`))));
+    assert.ok(weights(outputDir).equals(weights(join(outputDir, `checkpoint-${least.step}`))));
   });
 
   it('leaves the whole model in the checkpoint of a stopped training', async () => {

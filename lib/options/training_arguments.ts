@@ -31,7 +31,7 @@ export const SCHEDULERS = [
 
 /** TrainingArguments: Transformers' and TRL's names in camelCase, and their values and defaults, except where the text says otherwise. */
 export const trainingArgumentsSchema = z.strictObject({
-  outputDir: text.default('./lora_output').describe('Folder for the adapter, the checkpoints and the logs.'),
+  outputDir: text.default('./lora_output').describe('Folder for the adapter or the model, the checkpoints and the logs.'),
 
   numTrainEpochs: z.number().positive().default(3).describe('Passes over the data; may be a fraction.'),
   maxSteps: z
@@ -130,7 +130,7 @@ export const trainingArgumentsSchema = z.strictObject({
     .union([z.literal(0), z.null()], { error: 'nothing (NEFTune is not available yet)' })
     .optional()
     .describe('Not available yet.'),
-  seed: z.int().min(0).default(42).describe('Dropout, initial adapter and order of the data.'),
+  seed: z.int().min(0).default(42).describe('Dropout, initial adapter, order of the data, and stochastic rounding.'),
   dataSeed: z.int().min(0).optional().describe('Order of the data; seed when left out.'),
 });
 
