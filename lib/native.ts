@@ -340,7 +340,14 @@ export interface NativeAddon {
   ): Promise<void>;
   createSession(
     model: NativeModel,
-    options: { maxTokens: number; keep: NativeRetention; noDecay: string[]; optimizer?: NativeOptimizer; seed?: number },
+    options: {
+      maxTokens: number;
+      keep: NativeRetention;
+      noDecay: string[];
+      optimizer?: NativeOptimizer;
+      /** Of the random rounding of parameters in BF16; 0 when left out. */
+      seed?: number;
+    },
   ): NativeSession;
   /** What a session of this kind would hold, in bytes, before anything is allocated. */
   planSession(

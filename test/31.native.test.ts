@@ -15,6 +15,8 @@ const programs = [
   'gemm_bf16',
   'linear_cross_entropy',
   'lora_linear',
+  'optimizers',
+  'optimizers_bf16',
   'rope',
   'sampling',
 ];

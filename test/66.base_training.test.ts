@@ -3,7 +3,8 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { CausalLM } from '../lib/model/causal_lm.ts';
 import { getPeftModel } from '../lib/model/peft_model.ts';
-import { call, type NativeModel, type NativeSession, type NativeTrainBatch, native } from '../lib/native.ts';
+import { call, type NativeModel, type NativeOptimizer, type NativeSession, type NativeTrainBatch, native } from '../lib/native.ts';
+import { systemInfo } from '../lib/system.ts';
 import { assertFails, deleteTemporaryFolders, largestDifference, temporaryFolder, tinyConfig } from './support/tiny_models.ts';
 
 const batch: NativeTrainBatch = {
@@ -21,6 +22,21 @@ function session(model: NativeModel): NativeSession {
 }
 
 const namesOf = (model: NativeModel) => model.parameters().map(({ name }) => name);
+
+/** Nearest bf16, towards zero: the value itself where it is one. */
+function rounded(value: number): number {
+  const bits = new Uint32Array(Float32Array.of(value).buffer);
+  bits[0] = (bits[0] as number) & 0xffff0000;
+  return new Float32Array(bits.buffer)[0] as number;
+}
+
+/** Of trained parameters in the types they have, each on a boundary of 128 bytes. */
+function gradientBytes(model: NativeModel): number {
+  return model
+    .parameters()
+    .filter(({ trainable }) => trainable)
+    .reduce((sum, { shape, dtype }) => sum + Math.ceil((shape.reduce((a, b) => a * b, 1) * (dtype === 'BF16' ? 2 : 4)) / 128) * 128, 0);
+}
 
 async function meanLoss(model: NativeModel): Promise<number> {
   return (await model.evaluate(batch)).nllSum / supervised;
@@ -79,6 +95,64 @@ describe('training the model itself', () => {
       const difference = ((await moved(0.01)) - (await moved(-0.01))) / 0.02;
       // The loss is summed in fp32 (1e-7 of about 4, over 0.02), and has a third derivative.
       assert.ok(Math.abs(difference - (gradient[at] as number)) < 2e-4, `${at}: ${gradient[at]}, not ${difference}`);
+    }
+  });
+
+  for (const bf16 of systemInfo().bf16 ? [false, true] : [false]) {
+    it(`has gradients in bf16 that are those of fp32, rounded${bf16 ? ', where products are bf16 too' : ''}`, async () => {
+      const run = async (dtype: 'F32' | 'BF16', times: number) => {
+        await using model = await CausalLM.fromConfig(tinyConfig({ tie_word_embeddings: true }), { seed: 6, dtype: 'bfloat16' });
+        const weights = model.core.native;
+        weights.setCompute(bf16 ? 'bf16' : 'f32');
+        await weights.trainBase(namesOf(weights), dtype);
+        const training = session(weights);
+        for (let i = 0; i < times; ++i) await training.accumulate(batch, { ...step, micro: i });
+        const gradients = new Map<string, Float32Array>();
+        for (const name of namesOf(weights)) gradients.set(name, await training.readGradient(name));
+        assert.equal(training.plan().gradients, gradientBytes(weights));
+        training.dispose();
+        return gradients;
+      };
+      const exact = await run('F32', 2);
+      for (const [name, gradient] of await run('BF16', 2)) {
+        const wanted = exact.get(name) as Float32Array;
+        const size = Math.max(...wanted.map(Math.abs));
+        // Two additions of values of at most `size`, twice as many into a tied embedding, each rounded to eight bits.
+        assert.ok(largestDifference(gradient, wanted) < 4 * size * 2 ** -9, name);
+        assert.equal(name.endsWith('norm.weight') || gradient.every((value) => Math.fround(value) === rounded(value)), true, name);
+      }
+    });
+  }
+
+  it('learns with every optimizer in bf16, the same bits with the same seed, and no value that bf16 has not', async () => {
+    const run = async (kind: NativeOptimizer['kind'], bits: 32 | 8, seed: number) => {
+      await using model = await CausalLM.fromConfig(tinyConfig({ hidden_size: 96, tie_word_embeddings: true }), { seed: 12 });
+      const weights = model.core.native;
+      await weights.trainBase(namesOf(weights), 'BF16');
+      const options = { maxTokens: 21, keep: { mode: 'all', every: 1 }, noDecay: [], optimizer: { kind, bits }, seed } as const;
+      const training = call(() => native().createSession(weights, options));
+      const losses: number[] = [];
+      for (let i = 0; i < 6; ++i) {
+        losses.push((await training.accumulate(batch, { ...step, step: i })).nllSum / supervised);
+        const learningRate = kind === 'sgd' ? 0.1 : kind === 'lion' ? 0.001 : 0.003;
+        await training.update({ ...update, learningRate, momentum: 0.9 });
+      }
+      training.dispose();
+      return { losses, values: await weights.readParameter('model.layers.1.mlp.up_proj.weight') };
+    };
+    for (const [kind, bits] of [
+      ['adamw', 32],
+      ['adamw', 8],
+      ['lion', 32],
+      ['lion', 8],
+      ['sgd', 32],
+      ['adafactor', 32],
+    ] as const) {
+      const first = await run(kind, bits, 1);
+      assert.ok((first.losses[5] as number) < 0.9 * (first.losses[0] as number), `${kind} ${bits}: ${first.losses}`);
+      assert.ok(first.values.every((value) => value === rounded(value)));
+      assert.deepEqual(await run(kind, bits, 1), first, kind);
+      assert.notDeepEqual((await run(kind, bits, 2)).values, first.values, kind);
     }
   });
 

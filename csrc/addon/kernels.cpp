@@ -67,7 +67,7 @@ LoraGroup read_group(Arguments& in, bool* ok) {
     std::vector<LoraAttachment>& loras = group.loras.emplace_back();
     for (const Arguments& lora : item.lists()) loras.push_back(read_lora(lora, ok));
     group.y.push_back({item.floats(), projection.weight.rows});
-    projection.grad_weight = item.optional_floats();
+    projection.grad_weight = {item.optional_floats(), projection.weight.cols};
     projection.grad_bias = item.optional_floats();
     group.projections.push_back(projection);
     *ok = *ok && item.ok();
@@ -291,7 +291,7 @@ Status run_embedding_backward(Context& context, Arguments& in) {
   const size_t rows = in.size(), columns = in.size();
   float* const d_table = in.floats();
   if (!in.ok()) return {};
-  return embedding_backward(context, ids, tokens, dx, rows, columns, d_table);
+  return embedding_backward(context, ids, tokens, dx, rows, columns, {d_table, columns});
 }
 
 // h, weight, targets, rows, gradScale, dh?, dWeight?, result: [nllSum, correct]
@@ -305,7 +305,7 @@ Status run_linear_cross_entropy(Context& context, Arguments& in) {
   double* const result = in.doubles();
   if (!in.ok()) return {};
   HeadLoss loss;
-  LR_RETURN_IF_ERROR(linear_cross_entropy(context, {h, weight.cols}, weight, targets, rows, grad_scale, dh, d_weight, &loss));
+  LR_RETURN_IF_ERROR(linear_cross_entropy(context, {h, weight.cols}, weight, targets, rows, grad_scale, dh, {d_weight, weight.cols}, &loss));
   result[0] = loss.nll_sum;
   result[1] = static_cast<double>(loss.correct);
   return {};

@@ -13,11 +13,11 @@ namespace {
 
 // [[gradient, length], …], result: [norm]
 Status run_grad_norm(Context& context, Arguments& in) {
-  std::vector<std::span<const float>> gradients;
+  std::vector<GradientSpan> gradients;
   bool ok = true;
   for (Arguments& item : in.lists()) {
     const float* const data = item.floats();
-    gradients.emplace_back(data, item.size());
+    gradients.emplace_back(data, item.size(), DType::kF32);
     ok = ok && item.ok();
   }
   double* const result = in.doubles();

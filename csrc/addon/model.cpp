@@ -370,7 +370,7 @@ Napi::Value ModelObject::write_parameter(const Napi::CallbackInfo& info) {
 }
 
 ModelPlan inference_plan(const Model& model) {
-  return make_plan(model, false, [](const Parameter&) -> float* { return nullptr; });
+  return make_plan(model, false, [](const Parameter&) -> void* { return nullptr; });
 }
 
 Napi::Value ModelObject::logits(const Napi::CallbackInfo& info) {

@@ -1,10 +1,10 @@
 #include "train/session.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "addon/model_object.h"
 #include "addon/module.h"
+#include "ops/dequantize.h"
 
 namespace lowrank::addon {
 namespace {
@@ -67,13 +67,14 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject> {
     if (!idle(info.Env()) || !get_string(info[0], "name", &name)) return info.Env().Undefined();
     const Result<const Trained*> trained = session_->find(name);
     if (!trained.ok()) return throw_status(info.Env(), trained.status()), info.Env().Undefined();
-    const size_t elements = trained.value()->parameter->elements();
+    const Trained* const one = trained.value();
+    const size_t elements = one->parameter->elements();
     Napi::Float32Array copy = Napi::Float32Array::New(info.Env(), elements);
     return run_async(
         info.Env(),
-        [running = std::make_shared<Running>(state_), session = session_, to = copy.Data(), from = trained.value()->gradient, elements] {
-          std::memcpy(to, from, elements * sizeof(float));
-          return Status();
+        [running = std::make_shared<Running>(state_), session = session_, to = copy.Data(), from = matrix(one->gradient, one->type, 1, elements)] {
+          const std::lock_guard lock(addon_mutex());
+          return dequantize(addon_context(), from, to);
         },
         copy);
   }
@@ -254,6 +255,9 @@ bool get_session_options(const Napi::Value& value, SessionOptions* out) {
   const Napi::Object object = value.As<Napi::Object>();
   if (!get_size(object.Get("maxTokens"), "maxTokens", &out->max_tokens) || !get_retention(object.Get("keep"), &out->keep)) return false;
   if (!get_optimizer_options(object.Get("optimizer"), &out->optimizer)) return false;
+  size_t seed = 0;
+  if (object.Has("seed") && !get_size(object.Get("seed"), "seed", &seed)) return false;
+  out->seed = seed;
   const Napi::Value no_decay = object.Get("noDecay");
   return no_decay.IsUndefined() || get_strings(no_decay, "noDecay", &out->no_decay);
 }

@@ -130,7 +130,7 @@ TimedOp head_op(const OpCase& c, Operands* operands) {
   for (size_t i = 0; i < c.tokens; ++i) targets.push_back(static_cast<int32_t>(i * 7919 % c.out));
   return [=, tokens = c.tokens](Context& context) {
     HeadLoss loss;
-    return linear_cross_entropy(context, {h, weight.cols}, weight, targets.data(), tokens, 1.0f, dh, nullptr, &loss);
+    return linear_cross_entropy(context, {h, weight.cols}, weight, targets.data(), tokens, 1.0f, dh, {}, &loss);
   };
 }
 
@@ -186,7 +186,7 @@ TimedOp adamw_op(const OpCase& c, Operands* operands) {
 }
 
 TimedOp gradient_norm_op(const OpCase& c, Operands* operands) {
-  const std::span<const float> gradient{operands->random(c.in), c.in};
+  const GradientSpan gradient(std::span<const float>(operands->random(c.in), c.in));
   return [=](Context& context) {
     double sum = 0;
     return grad_norm_squared(context, {&gradient, 1}, &sum);

@@ -253,7 +253,7 @@ Status Decoder::loss(const ModelPlan& plan, const Batch& batch, std::span<const 
   LR_RETURN_IF_ERROR(rmsnorm_forward(context_, w->head_in, plan.norm, c.norm_eps, n, c.hidden, w->head_normed, w->inv_rms_head));
   HeadLoss head;
   LR_RETURN_IF_ERROR(linear_cross_entropy(context_, w->head_normed, plan.head, supervised.data(), n, grad_scale,
-                                          training ? w->d_head : nullptr, training ? plan.grad_head : nullptr, &head));
+                                          training ? w->d_head : nullptr, training ? plan.grad_head : Rows{}, &head));
   loss->nll_sum = head.nll_sum;
   loss->correct = head.correct;
   if (!training) return {};
@@ -278,10 +278,10 @@ Status Decoder::backward(const ModelPlan& plan, const Batch& batch, uint64_t see
     // The last block's rows are still those of the forward, and within a segment those of its second run.
     const bool kept = l + 1 == layers || (w->keep.mode != Mode::kSelective && !ends_segment);
     LR_RETURN_IF_ERROR(recompute(layer, batch, w->inputs[l], seed, saved, kept, w));
-    const bool needs_input_gradient = l > plan.lowest_trained_layer || plan.grad_embedding != nullptr;
+    const bool needs_input_gradient = l > plan.lowest_trained_layer || plan.grad_embedding.data != nullptr;
     LR_RETURN_IF_ERROR(block_backward(layer, batch, w->inputs[l], seed, saved, needs_input_gradient, w));
   }
-  if (plan.grad_embedding == nullptr) return {};
+  if (plan.grad_embedding.data == nullptr) return {};
   return embedding_backward(context_, batch.ids.data(), tokens, w->d_stream, config_.vocab, config_.hidden, plan.grad_embedding);
 }
 

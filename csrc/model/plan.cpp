@@ -10,10 +10,18 @@ struct Planner {
   bool training;
   const GradientOf& gradient_of;
 
-  float* gradient(size_t slot) const {
+  // Adapters' matrices and all vectors are fp32.
+  float* floats_of(const Parameter& parameter) const { return static_cast<float*>(gradient_of(parameter)); }
+
+  float* vector_gradient(size_t slot) const {
     if (slot == Model::kNone) return nullptr;
     const Parameter* const parameter = model.parameter_of(slot);
-    return parameter != nullptr ? gradient_of(*parameter) : nullptr;
+    return parameter != nullptr ? floats_of(*parameter) : nullptr;
+  }
+
+  Rows matrix_gradient(size_t slot) const {
+    const Parameter* const parameter = model.parameter_of(slot);
+    return parameter != nullptr ? Rows{gradient_of(*parameter), parameter->shape[1], parameter->type} : Rows{};
   }
 
   const float* vector(size_t slot) const {
@@ -35,8 +43,8 @@ struct Planner {
           LoraAttachment attachment{lora.a.data(), lora.b.data(), lora.r, lora.scale};
           attachment.dropout = training ? lora.dropout : 0.0f;
           attachment.module = stream;
-          attachment.grad_a = gradient_of(lora.a);
-          attachment.grad_b = gradient_of(lora.b);
+          attachment.grad_a = floats_of(lora.a);
+          attachment.grad_b = floats_of(lora.b);
           plan.trained |= attachment.grad_a != nullptr || attachment.grad_b != nullptr;
           plan.rank_sum += lora.r;
           attachments.push_back(attachment);
@@ -45,9 +53,9 @@ struct Planner {
       Projection projection;
       projection.weight = model.value(model.weight_slot(layer, linear));
       projection.bias = vector(model.bias_slot(layer, linear));
-      projection.grad_weight = gradient(model.weight_slot(layer, linear));
-      projection.grad_bias = gradient(model.bias_slot(layer, linear));
-      plan.trained |= projection.grad_weight != nullptr || projection.grad_bias != nullptr;
+      projection.grad_weight = matrix_gradient(model.weight_slot(layer, linear));
+      projection.grad_bias = vector_gradient(model.bias_slot(layer, linear));
+      plan.trained |= projection.grad_weight.data != nullptr || projection.grad_bias != nullptr;
       plan.projections.push_back(projection);
       plan.loras.push_back(std::move(attachments));
     }
@@ -61,8 +69,8 @@ struct Planner {
     LayerPlan plan;
     plan.input_norm = vector(model.input_norm_slot(index));
     plan.post_norm = vector(model.post_norm_slot(index));
-    plan.grad_input_norm = gradient(model.input_norm_slot(index));
-    plan.grad_post_norm = gradient(model.post_norm_slot(index));
+    plan.grad_input_norm = vector_gradient(model.input_norm_slot(index));
+    plan.grad_post_norm = vector_gradient(model.post_norm_slot(index));
     plan.qkv = group(index, kQkv);
     plan.output = group(index, kOut);
     plan.gate_up = group(index, kGateUp);
@@ -85,9 +93,9 @@ ModelPlan make_plan(const Model& model, bool training, const GradientOf& gradien
   plan.embedding = model.value(model.embedding_slot());
   plan.head = model.value(model.head_slot());
   plan.norm = planner.vector(model.norm_slot());
-  plan.grad_embedding = planner.gradient(model.embedding_slot());
-  plan.grad_norm = planner.gradient(model.norm_slot());
-  plan.grad_head = planner.gradient(model.head_slot());
+  plan.grad_embedding = planner.matrix_gradient(model.embedding_slot());
+  plan.grad_norm = planner.vector_gradient(model.norm_slot());
+  plan.grad_head = planner.matrix_gradient(model.head_slot());
   for (size_t layer = 0; layer < model.config().layers; ++layer) {
     plan.layers.push_back(planner.layer(layer));
     const LayerPlan& made = plan.layers.back();
@@ -95,7 +103,7 @@ ModelPlan make_plan(const Model& model, bool training, const GradientOf& gradien
       plan.max_rank_sum = std::max(plan.max_rank_sum, group->rank_sum);
     }
   }
-  while (plan.grad_embedding == nullptr && plan.lowest_trained_layer < plan.layers.size() &&
+  while (plan.grad_embedding.data == nullptr && plan.lowest_trained_layer < plan.layers.size() &&
          !trained(plan.layers[plan.lowest_trained_layer])) {
     ++plan.lowest_trained_layer;
   }

@@ -37,17 +37,16 @@ struct ModelPlan {
   std::vector<LayerPlan> layers;
   Matrix embedding, head;
   const float* norm = nullptr;
-  float* grad_embedding = nullptr;
+  Rows grad_embedding, grad_head;  // null data: frozen; with a tied head, the same
   float* grad_norm = nullptr;
-  float* grad_head = nullptr;
   size_t max_rank_sum = 0;
   // The backward stops below this layer: nothing there is trained. layers.size(): only head or final norm.
   size_t lowest_trained_layer = 0;
   uint64_t revision = 0;
 };
 
-// Where the gradient of a parameter goes; null: frozen.
-using GradientOf = std::function<float*(const Parameter&)>;
+// Where the gradient of a parameter goes, in the parameter's type; null: frozen.
+using GradientOf = std::function<void*(const Parameter&)>;
 
 // `training` switches dropout on.
 ModelPlan make_plan(const Model&, bool training, const GradientOf& gradient_of);

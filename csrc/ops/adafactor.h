@@ -10,6 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ops/stored_floats.h"
+
 namespace lowrank {
 
 struct AdafactorConfig {
@@ -19,9 +21,9 @@ struct AdafactorConfig {
 };
 
 // g, p [rows, columns]; row_squares R [rows], column_squares C [columns].
-void adafactor_update_matrix(const AdafactorConfig&, size_t rows, size_t columns, const float* g, float* p, float* row_squares,
+void adafactor_update_matrix(const AdafactorConfig&, size_t rows, size_t columns, const StoredFloats& g, const StoredFloats& p, float* row_squares,
                              float* column_squares);
 // g, p, squares V [n].
-void adafactor_update_vector(const AdafactorConfig&, size_t n, const float* g, float* p, float* squares);
+void adafactor_update_vector(const AdafactorConfig&, size_t n, const StoredFloats& g, const StoredFloats& p, float* squares);
 
 }  // namespace lowrank

@@ -36,23 +36,27 @@ Status adamw_update(Context& context, const AdamWConfig& config, size_t n, const
   return {};
 }
 
-Status grad_norm_squared(Context& context, std::span<const std::span<const float>> gradients,
-                         double* sum) {
+Status grad_norm_squared(Context& context, std::span<const GradientSpan> gradients, double* sum) {
   const OpTimer timer(context, OpKind::kOptimizer);
-  std::vector<std::span<const float>> blocks;
-  for (std::span<const float> gradient : gradients) {
-    for (size_t begin = 0; begin < gradient.size(); begin += kChunkElements) {
-      blocks.push_back(gradient.subspan(begin, std::min(kChunkElements, gradient.size() - begin)));
+  std::vector<GradientSpan> blocks;
+  for (const GradientSpan& gradient : gradients) {
+    const auto* data = static_cast<const unsigned char*>(gradient.data);
+    for (size_t begin = 0; begin < gradient.n; begin += kChunkElements) {
+      blocks.push_back({data + begin * dtype_info(gradient.type).block_bytes,
+                        std::min(kChunkElements, gradient.n - begin), gradient.type});
     }
   }
   std::vector<double> sums(blocks.size());
+  const ElementwiseKernels& kernels = context.kernels.elementwise;
   // Many tensors are smaller than a chunk (LoRA's are), so several blocks make one.
   constexpr size_t kBlocksPerChunk = 4;
   context.pool.parallel(ceil_div(blocks.size(), kBlocksPerChunk), [&](size_t chunk, size_t) {
     const size_t end = std::min(blocks.size(), (chunk + 1) * kBlocksPerChunk);
-    for (size_t block = chunk * kBlocksPerChunk; block < end; ++block) {
-      sums[block] =
-          context.kernels.elementwise.sum_of_squares(blocks[block].data(), blocks[block].size());
+    for (size_t i = chunk * kBlocksPerChunk; i < end; ++i) {
+      const GradientSpan& block = blocks[i];
+      sums[i] = block.type == DType::kBF16
+                    ? kernels.sum_of_squares_bf16(static_cast<const uint16_t*>(block.data), block.n)
+                    : kernels.sum_of_squares(static_cast<const float*>(block.data), block.n);
     }
   });
   *sum = 0;

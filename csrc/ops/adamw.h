@@ -7,6 +7,7 @@
 #include <span>
 
 #include "core/context.h"
+#include "core/dtype.h"
 #include "ops/cpu/optimizer_kernels.h"
 
 namespace lowrank {
@@ -23,7 +24,18 @@ AdamWFactors adamw_factors(const AdamWConfig&);
 // All [n] fp32.
 Status adamw_update(Context&, const AdamWConfig&, size_t n, const float* g, float* p, float* m, float* v);
 
-// Σ g² over all spans, in double over fixed blocks in order.
-Status grad_norm_squared(Context&, std::span<const std::span<const float>> gradients, double* sum);
+// A gradient: n elements, fp32 or bf16.
+struct GradientSpan {
+  const void* data;
+  size_t n;
+  DType type;
+
+  GradientSpan(const void* data, size_t n, DType type) : data(data), n(n), type(type) {}
+  GradientSpan(std::span<const float> floats)  // NOLINT(google-explicit-constructor)
+      : GradientSpan(floats.data(), floats.size(), DType::kF32) {}
+};
+
+// Σ g² over all of them, in double over fixed blocks in order.
+Status grad_norm_squared(Context&, std::span<const GradientSpan> gradients, double* sum);
 
 }  // namespace lowrank

@@ -11,7 +11,7 @@ namespace {
 
 Status check_finite(Context& context, size_t n, const float* g) {
   double squares = 0;
-  const std::span<const float> gradient(g, n);
+  const GradientSpan gradient(g, n, DType::kF32);
   LR_RETURN_IF_ERROR(grad_norm_squared(context, {&gradient, 1}, &squares));
   return std::isfinite(squares) ? Status() : error(Code::kNonFinite, "the gradient has values that are not finite");
 }

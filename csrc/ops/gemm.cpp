@@ -24,8 +24,8 @@ constexpr double kChunkPanels = 0.5;
 constexpr double kForkFlops = 5e5;
 // B is read where it lies, not packed, for at most this many rows.
 constexpr size_t kDirectRows = 48;
-// Rows of a chunk whose C is transposed by way of a tile.
-constexpr size_t kTransposedRows = 64;
+// Rows of a chunk whose C is transposed, or added to in bf16, by way of a tile.
+constexpr size_t kTransposedRows = 64, kRoundedRows = 256;
 static_assert(kGemmDecodingDotRows == kGemmMaxDotRows);
 // Rows of a weight that row-wise dot products take together, and the least bytes of it in a chunk.
 constexpr size_t kDotUnit = 16;
@@ -119,15 +119,18 @@ bool readable_as_floats(const Matrix& b) {
          reinterpret_cast<uintptr_t>(b.data) % alignof(float) == 0;
 }
 
+// What becomes of a chunk's sums: they are C, or are added to it after the last.
+enum class Output { kC, kTransposed, kAddedInBf16 };
+
 class Gemm {
  public:
-  Gemm(Context& context, size_t m, std::span<const GemmPart> parts, bool transposed_c)
+  Gemm(Context& context, size_t m, std::span<const GemmPart> parts, Output output = Output::kC)
       : context_(context),
         kernels_(context.kernels.gemm),
         blocks_(block_kernels(context)),
         m_(m),
         parts_(parts),
-        transposed_c_(transposed_c) {}
+        output_(output) {}
 
   Status run() {
     double flops = 0;
@@ -145,7 +148,7 @@ class Gemm {
  private:
   // ── very few rows: row-wise dot products ──
   bool only_dots() const {
-    if (m_ > gemm_dot_rows(context_) || transposed_c_) return false;
+    if (m_ > gemm_dot_rows(context_) || output_ != Output::kC) return false;
     return std::all_of(parts_.begin(), parts_.end(), [](const GemmPart& part) {
       return !part.terms.empty() &&
              std::all_of(part.terms.begin(), part.terms.end(),
@@ -204,7 +207,7 @@ class Gemm {
   // ── packed blocks ──
   Status run_blocks() {
     size_t depth = 0;
-    bool tiled = transposed_c_;  // whether sums go by way of a tile
+    bool tiled = output_ != Output::kC;  // whether sums go by way of a tile
     for (const GemmPart& part : parts_) {
       size_t blocks = 0;
       for (KWalk walk(part.terms, blocks_); walk.next(); ++blocks)
@@ -258,7 +261,8 @@ class Gemm {
     double best = -1;
     for (size_t pieces = 1; pieces <= 4 * threads_; pieces *= 2) {
       size_t rows = round_up(ceil_div(m_, pieces), blocks_.mr);
-      if (transposed_c_) rows = std::min(rows, kTransposedRows);
+      if (output_ == Output::kTransposed) rows = std::min(rows, kTransposedRows);
+      if (output_ == Output::kAddedInBf16) rows = std::min(rows, kRoundedRows);
       if (pieces > 1 && rows < 2 * blocks_.pack_rows) break;
       const size_t row_chunks = ceil_div(m_, rows);
       for (size_t panels = 1; panels <= max_panels; ++panels) {
@@ -280,13 +284,20 @@ class Gemm {
   void run_chunk(const GemmPart& part, size_t m, size_t rows, size_t n, size_t columns,
                  float* scratch) const {
     float* tile = scratch + tile_offset_;
-    if (!transposed_c_) {
+    if (output_ == Output::kC) {
       const BlockOutput c{part.c,       part.ldc,  part.add,
                           part.add_ld, part.bias, part.c_type == DType::kBF16};
       run_sum(part, m, rows, n, columns, c.at(m, n), tile, scratch);
       return;
     }
     run_sum(part, m, rows, n, columns, {tile, columns}, tile, scratch);
+    if (output_ == Output::kAddedInBf16) {
+      for (size_t i = 0; i < rows; ++i) {
+        uint16_t* c = static_cast<uint16_t*>(part.c) + (m + i) * part.ldc + n;
+        context_.kernels.elementwise.add_bf16(tile + i * columns, columns, c);
+      }
+      return;
+    }
     for (size_t j = 0; j < columns; ++j) {
       float* c = static_cast<float*>(part.c) + (n + j) * part.ldc + m;
       for (size_t i = 0; i < rows; ++i) c[i] += tile[i * columns + j];
@@ -367,7 +378,7 @@ class Gemm {
   const BlockKernels& blocks_;
   const size_t m_;
   const std::span<const GemmPart> parts_;
-  const bool transposed_c_;
+  const Output output_;
   size_t threads_ = 1;
   size_t panels_ = 1, rows_ = 1, row_chunks_ = 1;  // the chunks
   size_t tile_offset_ = 0;
@@ -390,19 +401,25 @@ Status gemm(Context& context, size_t m, std::span<const GemmPart> parts) {
     }
   }
   if (m == 0) return {};
-  return Gemm(context, m, parts, false).run();
+  return Gemm(context, m, parts).run();
 }
 
-Status gemm_tn(Context& context, size_t m, size_t n, size_t t, ConstRows a, ConstRows b, float* c,
-               size_t ldc, bool transposed_c) {
+Status gemm_tn(Context& context, size_t m, size_t n, size_t t, ConstRows a, ConstRows b, Rows c,
+               bool transposed_c) {
   const OpTimer timer(context, OpKind::kGemm);
   if (m == 0 || n == 0 || t == 0) return {};
   if ((a.bf16() || b.bf16()) && block_kernels(context).k_step != 2)
     return error(Code::kInvalidOption, "gemm_tn: bf16 rows, but fp32 is computed in");
   const Matrix right{b.data, b.type, t, n, b.stride * b.element_bytes()};
   const GemmTerm term{a.data, 1, a.stride, right, false, t, a.type};
-  const GemmPart part{c, ldc, n, {&term, 1}, nullptr, c, ldc};
-  return Gemm(context, m, {&part, 1}, transposed_c).run();
+  GemmPart part{c.data, c.stride, n, {&term, 1}};
+  if (c.bf16()) {
+    if (transposed_c) return error(Code::kInvalidOption, "gemm_tn: a transposed C in bf16");
+    return Gemm(context, m, {&part, 1}, Output::kAddedInBf16).run();
+  }
+  part.add = static_cast<const float*>(c.data);
+  part.add_ld = c.stride;
+  return Gemm(context, m, {&part, 1}, transposed_c ? Output::kTransposed : Output::kC).run();
 }
 
 }  // namespace lowrank

@@ -56,8 +56,8 @@ inline Status gemm(Context& context, size_t m, const GemmTerm& term, float* c, s
   return gemm(context, m, {&part, 1});
 }
 
-// C[M,N] += Aᵀ·B with A[T,M], B[T,N] (gradients of weights). `transposed_c` writes C[n * ldc + m], so that a rank-r M
-// stays the short side of the kernel.
-Status gemm_tn(Context&, size_t m, size_t n, size_t t, ConstRows a, ConstRows b, float* c, size_t ldc, bool transposed_c);
+// C[M,N] += Aᵀ·B with A[T,M], B[T,N] (gradients of weights). A bf16 C, whatever is computed in, is rounded once, when the whole sum is
+// added. `transposed_c` writes row n, column m of an fp32 C instead, so that a rank-r M stays the short side of the kernel.
+Status gemm_tn(Context&, size_t m, size_t n, size_t t, ConstRows a, ConstRows b, Rows c, bool transposed_c = false);
 
 }  // namespace lowrank

@@ -113,7 +113,7 @@ class HeadPass {
   }
 
   // dw of every vocabulary row, from logits that are computed again.
-  Status accumulate_weight_gradient(float grad_scale, float* grad_w) {
+  Status accumulate_weight_gradient(float grad_scale, Rows grad_w) {
     const size_t block = std::clamp<size_t>(kRecomputeFloats / n_ / blocks_.nr, 1, 64) * blocks_.nr;
     Buffer logits;
     LR_RETURN_IF_ERROR(logits.reserve(n_ * block * sizeof(float), "a block of logits"));
@@ -136,7 +136,7 @@ class HeadPass {
         }
       });
       LR_RETURN_IF_ERROR(gemm_tn(context_, tokens, channels_, n_, {p, tokens}, h_,
-                                 grad_w + token * channels_, channels_, false));
+                                 grad_w.at(token, 0)));
     }
     return {};
   }
@@ -288,7 +288,7 @@ Status check(const Matrix& w, const int32_t* targets, size_t n) {
 
 Status linear_cross_entropy(Context& context, ConstRows h, const Matrix& w,
                             const int32_t* targets, size_t n, float grad_scale, float* dh,
-                            float* grad_w, HeadLoss* loss) {
+                            Rows grad_w, HeadLoss* loss) {
   const OpTimer timer(context, OpKind::kHead);
   *loss = {};
   LR_RETURN_IF_ERROR(check(w, targets, n));
@@ -301,7 +301,7 @@ Status linear_cross_entropy(Context& context, ConstRows h, const Matrix& w,
   }
   HeadPass pass(context, h, w, targets, n, dh);
   LR_RETURN_IF_ERROR(pass.run(grad_scale, loss));
-  return grad_w == nullptr ? Status() : pass.accumulate_weight_gradient(grad_scale, grad_w);
+  return grad_w.data == nullptr ? Status() : pass.accumulate_weight_gradient(grad_scale, grad_w);
 }
 
 }  // namespace lowrank

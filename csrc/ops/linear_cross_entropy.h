@@ -21,8 +21,8 @@ struct HeadLoss {
 };
 
 // h: [n, C], fp32 or (where the context computes in bf16) bf16; w: [V, C]; targets: [n] in [0, V), else kShapeMismatch. dh (null: loss only): [n, C], written (=).
-// grad_w (null: frozen): [V, C] fp32, accumulated.
+// grad_w (null data: frozen): [V, C], fp32 or bf16, accumulated.
 Status linear_cross_entropy(Context&, ConstRows h, const Matrix& w, const int32_t* targets, size_t n, float grad_scale,
-                            float* dh, float* grad_w, HeadLoss* loss);
+                            float* dh, Rows grad_w, HeadLoss* loss);
 
 }  // namespace lowrank

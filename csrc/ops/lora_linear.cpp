@@ -203,8 +203,8 @@ Status run_backward(Context& context, const LinearArgs& args, const Run& run, si
   if (trained) {
     ConstRows x;
     LR_RETURN_IF_ERROR(drop_input(context, args, run, scratch, &x));
-    LR_RETURN_IF_ERROR(gemm_tn(context, lora.r, args.in, args.tokens, {ds, ranks}, x, lora.grad_a,
-                               args.in, false));
+    LR_RETURN_IF_ERROR(gemm_tn(context, lora.r, args.in, args.tokens, {ds, ranks}, x,
+                               {lora.grad_a, args.in}));
   }
   if (dx.data == nullptr) return {};
   LR_RETURN_IF_ERROR(
@@ -365,13 +365,13 @@ Status lora_linear_backward(Context& context, const LinearArgs& args, std::span<
       needs_ds |= lora.grad_a != nullptr;
       if (lora.grad_b != nullptr) {
         LR_RETURN_IF_ERROR(gemm_tn(context, lora.r, out, args.tokens, {args.s + offset, ranks},
-                                   dy[p], lora.grad_b, lora.r, true));
+                                   dy[p], {lora.grad_b, lora.r}, true));
       }
       offset += lora.r;
     }
-    if (projection.grad_weight != nullptr) {
+    if (projection.grad_weight.data != nullptr) {
       LR_RETURN_IF_ERROR(gemm_tn(context, out, args.in, args.tokens, dy[p], args.x,
-                                 projection.grad_weight, args.in, false));
+                                 projection.grad_weight));
     }
     if (projection.grad_bias != nullptr)
       bias_backward(context, dy[p], args.tokens, out, projection.grad_bias);

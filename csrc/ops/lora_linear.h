@@ -3,7 +3,7 @@
 //   dx  = Σ_p dy_p·W_p + drop'(ds·A),  ds = scale · dy·B           run as  [dy | ds]·[W ; A]
 //   dA += dsᵀ·drop(x),  dB += dyᵀ·s,  dbias += Σ_t dy,  dW += dyᵀ·x        (each only where its gradient pointer is set)
 // Without dropout all A of the group are read in one pass over x. Gradients are accumulated (+=).
-// Where the context computes in bf16, x, y, dy and dx may be bf16; s, biases, LoRA's weights and all gradients of weights are fp32.
+// Where the context computes in bf16, x, y, dy and dx may be bf16; s, biases, LoRA's weights and all gradients of weights are fp32, but for dW, which may be bf16.
 // Dropout: element (t, c) of module `module` is kept where philox(seed, module, t * in + c) says so; see dropout.h.
 #pragma once
 
@@ -31,7 +31,7 @@ struct Projection {
   Matrix weight;             // [out, in]
   const float* bias = nullptr;
   std::span<const LoraAttachment> loras;
-  float* grad_weight = nullptr;  // [out, in] fp32; null: frozen
+  Rows grad_weight = {};     // [out, in], fp32 or bf16; null data: frozen
   float* grad_bias = nullptr;
 };
 

@@ -283,7 +283,7 @@ void test_embedding(Context& context, Random& random) {
                                 ids.data(), tokens, x_bf16.data()),
               "embedding bf16");
     expect_ok(
-        embedding_backward(context, ids.data(), tokens, dx.data(), rows, channels, dtable.data()),
+        embedding_backward(context, ids.data(), tokens, dx.data(), rows, channels, {dtable.data(), channels}),
         "embedding backward");
     bool same = true;
     for (size_t t = 0; t < tokens; ++t) {
@@ -296,6 +296,14 @@ void test_embedding(Context& context, Random& random) {
     }
     expect(same, "embedding differs from its table (%zu x %zu)", tokens, channels);
     expect_same_bits(dtable, want, "embedding gradient in token order");
+
+    Floats sums(rows * channels);
+    for (size_t i = 0; i < dx.size(); ++i) sums[static_cast<size_t>(ids[i / channels]) * channels + i % channels] += dx[i];
+    std::vector<uint16_t> halves = table_bf16, want_halves = table_bf16;
+    for (size_t i = 0; i < halves.size(); ++i) want_halves[i] = f32_to_bf16(bf16_to_f32(halves[i]) + sums[i]);
+    expect_ok(embedding_backward(context, ids.data(), tokens, dx.data(), rows, channels, {halves.data(), channels, DType::kBF16}),
+              "embedding backward in bf16");
+    expect(halves == want_halves, "embedding gradient in bf16 (%zu x %zu)", tokens, channels);
   }
 
   const Floats table(12);
@@ -309,7 +317,7 @@ void test_embedding(Context& context, Random& random) {
     expect_code(status, Code::kShapeMismatch, "embedding of an id outside");
     expect(status.message().find("token 2 has id " + std::to_string(bad)) != std::string::npos,
            "embedding says: %s", status.message().c_str());
-    expect_code(embedding_backward(context, with_bad, 3, x.data(), 4, 3, dtable.data()),
+    expect_code(embedding_backward(context, with_bad, 3, x.data(), 4, 3, {dtable.data(), 3}),
                 Code::kShapeMismatch, "embedding gradient of an id outside");
   }
 }
@@ -369,10 +377,15 @@ void test_grad_norm(Context& context, Random& random) {
       gradients.push_back(random.normals(random.below(size + 1), 1e-3f));
     gradients.emplace_back(1, 1e25f);  // its square is no fp32
     double want = 0, sum = -1;
-    std::vector<std::span<const float>> spans;
-    for (const Floats& gradient : gradients) {
+    std::vector<GradientSpan> spans;
+    std::vector<std::vector<uint16_t>> halves;
+    for (Floats& gradient : gradients) {
+      halves.push_back(halves_of(gradient));
+      const bool bf16 = random.coin();
+      if (bf16) gradient = floats_of(halves.back());
       for (float value : gradient) want += static_cast<double>(value) * static_cast<double>(value);
-      spans.emplace_back(gradient);
+      spans.push_back(bf16 ? GradientSpan(halves.back().data(), gradient.size(), DType::kBF16)
+                           : GradientSpan(std::span<const float>(gradient)));
     }
     expect_ok(grad_norm_squared(context, spans, &sum), "gradient norm");
     expect_near(sum, want, 1e-12 * want, "gradient norm", 0);
@@ -381,7 +394,7 @@ void test_grad_norm(Context& context, Random& random) {
   expect_ok(grad_norm_squared(context, {}, &sum), "gradient norm of nothing");
   expect(sum == 0, "gradient norm of nothing is %g", sum);
   const Floats bad{1, std::numeric_limits<float>::infinity(), 2};
-  const std::span<const float> spans[] = {bad};
+  const GradientSpan spans[] = {std::span<const float>(bad)};
   expect_ok(grad_norm_squared(context, spans, &sum), "gradient norm of infinity");
   expect(std::isinf(sum), "gradient norm of infinity is %g", sum);
 }
@@ -420,7 +433,7 @@ Floats run_all(Context& context) {
             "dropout");
   keep(out);
   Floats dtable(7 * channels);
-  expect_ok(embedding_backward(context, ids.data(), tokens, dy.data(), 7, channels, dtable.data()),
+  expect_ok(embedding_backward(context, ids.data(), tokens, dy.data(), 7, channels, {dtable.data(), channels}),
             "embedding backward");
   keep(dtable);
   const AdamWConfig config{.lr = 1e-2,
@@ -434,7 +447,7 @@ Floats run_all(Context& context) {
             "adamw");
   keep(p), keep(m), keep(v);
   double sum;
-  const std::span<const float> spans[] = {x, dy, w};
+  const GradientSpan spans[] = {std::span<const float>(x), std::span<const float>(dy), std::span<const float>(w)};
   expect_ok(grad_norm_squared(context, spans, &sum), "gradient norm");
   Floats halves(2);
   std::memcpy(halves.data(), &sum, sizeof sum);

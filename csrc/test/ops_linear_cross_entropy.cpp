@@ -140,7 +140,7 @@ void test_against_reference(Context& context, const char* level, Random& random)
                                " n=" + std::to_string(n) + " C=" + std::to_string(channels) +
                                " V=" + std::to_string(vocab);
       expect_ok(linear_cross_entropy(context, {h.data(), channels}, head.matrix, targets.data(), n,
-                                     grad_scale, dh.data(), dw.data(), &loss),
+                                     grad_scale, dh.data(), {dw.data(), channels}, &loss),
                 what.c_str());
       const Floats seen = bf16 ? rounded(h) : h;
       Reference want = reference(Doubles(seen.begin(), seen.end()),
@@ -157,24 +157,37 @@ void test_against_reference(Context& context, const char* level, Random& random)
       expect_all_near(dw.data(), want.dw, gradient_tolerance, (what + ": dw").c_str());
 
       expect_ok(linear_cross_entropy(context, {h.data(), channels}, head.matrix, targets.data(), n,
-                                     grad_scale, nullptr, nullptr, &loss_only),
+                                     grad_scale, nullptr, {}, &loss_only),
                 what.c_str());
       Floats dh_frozen(n * channels);
       expect_ok(linear_cross_entropy(context, {h.data(), channels}, head.matrix, targets.data(), n,
-                                     grad_scale, dh_frozen.data(), nullptr, &frozen),
+                                     grad_scale, dh_frozen.data(), {}, &frozen),
                 what.c_str());
       expect(loss_only.nll_sum == loss.nll_sum && loss_only.correct == loss.correct &&
                  frozen.nll_sum == loss.nll_sum,
              "%s: the loss depends on the gradients asked for", what.c_str());
       expect(std::memcmp(dh.data(), dh_frozen.data(), dh.size() * 4) == 0,
              "%s: dh depends on grad_w", what.c_str());
+      // A gradient in bf16 has the same sum added to it, and is rounded once.
+      Floats sum(vocab * channels);
+      std::vector<uint16_t> dw_bf16 = halves_of(before), want_bf16;
+      expect_ok(linear_cross_entropy(context, {h.data(), channels}, head.matrix, targets.data(), n,
+                                     grad_scale, dh_frozen.data(), {sum.data(), channels}, &frozen),
+                what.c_str());
+      expect_ok(linear_cross_entropy(context, {h.data(), channels}, head.matrix, targets.data(), n,
+                                     grad_scale, dh_frozen.data(),
+                                     {dw_bf16.data(), channels, DType::kBF16}, &frozen),
+                what.c_str());
+      for (size_t i = 0; i < sum.size(); ++i)
+        want_bf16.push_back(f32_to_bf16(bf16_to_f32(f32_to_bf16(before[i])) + sum[i]));
+      expect(dw_bf16 == want_bf16, "%s: dw in bf16", what.c_str());
       if (!bf16) continue;
       const std::vector<uint16_t> halves = halves_of(h);
       Floats dw_halves = before;
       HeadLoss of_halves;
       expect_ok(linear_cross_entropy(context, {halves.data(), channels, DType::kBF16}, head.matrix,
                                      targets.data(), n, grad_scale, dh_frozen.data(),
-                                     dw_halves.data(), &of_halves),
+                                     {dw_halves.data(), channels}, &of_halves),
                 what.c_str());
       expect(of_halves.nll_sum == loss.nll_sum &&
                  std::memcmp(dh.data(), dh_frozen.data(), dh.size() * 4) == 0 &&
@@ -193,7 +206,7 @@ void test_finite_differences(Context& context, Random& random) {
   Floats dh(channels);
   HeadLoss loss;
   expect_ok(linear_cross_entropy(context, {h.data(), head.matrix.cols}, head.matrix, &target, 1, 1,
-                                 dh.data(), nullptr,
+                                 dh.data(), {},
                                  &loss),
             "head");
   for (size_t c = 0; c < channels; ++c) {
@@ -217,7 +230,7 @@ void test_ties(Context& context) {
   const int32_t targets[] = {5, 6, 700, 0};
   HeadLoss loss;
   expect_ok(linear_cross_entropy(context, {h.data(), channels}, matrix(w.data(), DType::kF32, vocab, channels),
-                                 targets, 4, 1, nullptr, nullptr, &loss),
+                                 targets, 4, 1, nullptr, {}, &loss),
             "ties");
   expect(loss.correct == 1, "ties: %zu correct instead of 1", loss.correct);
 }
@@ -233,7 +246,7 @@ void test_large_logits(Context& context) {
   Floats dh(3);
   HeadLoss loss;
   expect_ok(linear_cross_entropy(context, {h.data(), 1}, matrix(w.data(), DType::kF32, vocab, 1),
-                                 targets, 3, 1, dh.data(), nullptr, &loss),
+                                 targets, 3, 1, dh.data(), {}, &loss),
             "large logits");
   const Reference want = reference({1, -1, 0}, w, {2999, 1, 7}, 1, vocab, 1);
   expect_near(loss.nll_sum, want.nll_sum, 1e-5, "large logits: loss", 0);
@@ -251,7 +264,7 @@ void test_bad_input(Context& context, Random& random) {
     h[channels + 5] = bad;
     HeadLoss loss;
     expect_ok(linear_cross_entropy(context, {h.data(), head.matrix.cols}, head.matrix, targets, n, 1, dh.data(),
-                                   dw.data(), &loss),
+                                   {dw.data(), head.matrix.cols}, &loss),
               "non-finite h");
     expect(!std::isfinite(loss.nll_sum), "loss of h with %g is %g", static_cast<double>(bad),
            loss.nll_sum);
@@ -265,7 +278,7 @@ void test_bad_input(Context& context, Random& random) {
   for (const int32_t bad : {-100, -1, 700, std::numeric_limits<int32_t>::max()}) {
     const int32_t with_bad[] = {0, bad, 2};
     const Status status = linear_cross_entropy(context, {h.data(), head.matrix.cols}, head.matrix, with_bad, n, 1,
-                                               nullptr, nullptr, &loss);
+                                               nullptr, {}, &loss);
     expect_code(status, Code::kShapeMismatch, "target outside");
     expect(status.message().find("target 1 is " + std::to_string(bad)) != std::string::npos,
            "target outside says: %s", status.message().c_str());
@@ -273,11 +286,11 @@ void test_bad_input(Context& context, Random& random) {
   Matrix ragged = head.matrix;
   ragged.type = DType::kQ8_0;
   expect_code(
-      linear_cross_entropy(context, {h.data(), ragged.cols}, ragged, targets, n, 1, nullptr, nullptr, &loss),
+      linear_cross_entropy(context, {h.data(), ragged.cols}, ragged, targets, n, 1, nullptr, {}, &loss),
       Code::kShapeMismatch, "33 channels of Q8_0");
   loss = {5, 5};
   expect_ok(
-      linear_cross_entropy(context, {h.data(), head.matrix.cols}, head.matrix, targets, 0, 1, nullptr, nullptr, &loss),
+      linear_cross_entropy(context, {h.data(), head.matrix.cols}, head.matrix, targets, 0, 1, nullptr, {}, &loss),
       "no rows");
   expect(loss.nll_sum == 0 && loss.correct == 0, "no rows give a loss of %g", loss.nll_sum);
 }
@@ -293,7 +306,7 @@ std::vector<unsigned char> run_once(Context& context) {
   Floats dh(n * channels), dw(vocab * channels);
   HeadLoss loss;
   expect_ok(linear_cross_entropy(context, {h.data(), head.matrix.cols}, head.matrix, targets.data(), n, 0.01f,
-                                 dh.data(), dw.data(), &loss),
+                                 dh.data(), {dw.data(), head.matrix.cols}, &loss),
             "head");
   std::vector<unsigned char> bytes(sizeof loss.nll_sum + dh.size() * 4 + dw.size() * 4);
   std::memcpy(bytes.data(), &loss.nll_sum, sizeof loss.nll_sum);

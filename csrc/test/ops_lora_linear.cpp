@@ -113,7 +113,7 @@ Status run_case(Context& context, const Case& test, Outputs* out) {
     }
     group.push_back({matrix(module.bytes.data(), module.type, module.out, test.in),
                      module.has_bias ? module.bias.data() : nullptr, module.loras,
-                     module.train_weight ? module.grad_weight.data() : nullptr,
+                     Rows{module.train_weight ? module.grad_weight.data() : nullptr, test.in},
                      module.train_bias ? module.grad_bias.data() : nullptr});
   }
   out->s.assign(test.tokens * lora_rank_sum(group) + 1, 0);

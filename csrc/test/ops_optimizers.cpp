@@ -219,7 +219,7 @@ void test_adafactor(Random& random) {
     Floats p = random.normals(n), r(rows), c(columns), vector_p = p, squares(n);
     Doubles want = to_doubles(p), want_vector = want, want_r(rows), want_c(columns), want_squares(n);
     for (uint64_t step = 1; step <= 6; ++step) {
-      const Floats g = random.normals(n, 0.1f);
+      Floats g = random.normals(n, 0.1f);
       const AdafactorConfig config{.lr = 1e-2, .weight_decay = 0.05, .step = step, .grad_scale = 0.5f};
       const double beta2 = 1 - std::pow(static_cast<double>(step), -0.8);
       const auto squared = [&](size_t i) { return 0.25 * static_cast<double>(g[i]) * static_cast<double>(g[i]) + 1e-30; };
@@ -244,8 +244,8 @@ void test_adafactor(Random& random) {
       };
       apply(want, [&](size_t i) { return want_r[i / columns] / mean * want_c[i % columns]; });
       apply(want_vector, [&](size_t i) { return want_squares[i]; });
-      adafactor_update_matrix(config, rows, columns, g.data(), p.data(), r.data(), c.data());
-      adafactor_update_vector(config, n, g.data(), vector_p.data(), squares.data());
+      adafactor_update_matrix(config, rows, columns, StoredFloats(g.data()), StoredFloats(p.data()), r.data(), c.data());
+      adafactor_update_vector(config, n, StoredFloats(g.data()), StoredFloats(vector_p.data()), squares.data());
     }
     expect_all_near(p.data(), want, 1e-6, "adafactor matrix");
     expect_all_near(r.data(), want_r, 1e-6, "adafactor rows");

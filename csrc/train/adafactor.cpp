@@ -43,17 +43,18 @@ void Adafactor::write_state(size_t parameter, size_t index, const void* from) {
   std::memcpy(state(parameter, index), from, states(parameter)[index].bytes());
 }
 
-Status Adafactor::update(Context& context, const UpdateOptions& options, double grad_scale, uint64_t step) {
+Status Adafactor::update(Context& context, const UpdateOptions& options, double grad_scale, uint64_t step, uint64_t seed) {
   const OpTimer timer(context, OpKind::kOptimizer);
   context.pool.parallel(trained_.size(), [&](size_t index, size_t) {
     const Trained& one = trained_[index];
     const AdafactorConfig config{options.learning_rate, one.decay ? options.weight_decay : 0.0, step, static_cast<float>(grad_scale)};
     const std::vector<size_t>& shape = one.parameter->shape;
-    float* const values = one.parameter->data();
+    const StoredFloats gradient(context.kernels, one.type, one.gradient);
+    const StoredFloats values(context.kernels, one.type, one.parameter->value.as<>(), seed, index);
     if (shape.size() == 1) {
-      adafactor_update_vector(config, shape[0], one.gradient, values, state(index, 0));
+      adafactor_update_vector(config, shape[0], gradient, values, state(index, 0));
     } else {
-      adafactor_update_matrix(config, shape[0], shape[1], one.gradient, values, state(index, 0), state(index, 1));
+      adafactor_update_matrix(config, shape[0], shape[1], gradient, values, state(index, 0), state(index, 1));
     }
   });
   return {};

@@ -14,7 +14,7 @@ class Adafactor final : public Optimizer {
   std::vector<StateTensor> states(size_t parameter) const override;
   void read_state(size_t parameter, size_t state, void* to) const override;
   void write_state(size_t parameter, size_t state, const void* from) override;
-  Status update(Context&, const UpdateOptions&, double grad_scale, uint64_t step) override;
+  Status update(Context&, const UpdateOptions&, double grad_scale, uint64_t step, uint64_t seed) override;
 
  private:
   float* state(size_t parameter, size_t state) const;

@@ -36,7 +36,7 @@ struct UpdateOptions {
 struct Trained {
   const Parameter* parameter;
   DType type;      // the parameter's, and the gradient's
-  float* gradient;
+  void* gradient;
   bool decay;  // whether weight decay is for it
 };
 
@@ -63,8 +63,9 @@ class Optimizer {
   virtual void read_state(size_t parameter, size_t state, void* to) const = 0;
   virtual void write_state(size_t parameter, size_t state, const void* from) = 0;
 
-  // One update of all parameters. Gradients are finite; grad_scale multiplies them first. `step` is 1 for the first.
-  virtual Status update(Context&, const UpdateOptions&, double grad_scale, uint64_t step) = 0;
+  // One update of all parameters. Gradients are finite; grad_scale multiplies them first. `step` is 1 for the first. bf16 parameters are
+  // computed with in fp32 and rounded randomly, by bits drawn with `seed`, which should be another one in every step.
+  virtual Status update(Context&, const UpdateOptions&, double grad_scale, uint64_t step, uint64_t seed) = 0;
 };
 
 }  // namespace lowrank

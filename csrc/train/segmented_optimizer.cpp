@@ -7,13 +7,16 @@
 #include "core/op_profile.h"
 #include "ops/cpu/kernels.h"
 #include "ops/row_chunks.h"
+#include "ops/stored_floats.h"
 
 namespace lowrank {
 namespace {
 
 constexpr size_t kAlignment = 64;
 constexpr size_t kSegment = kChunkElements;
-static_assert(kSegment % kCodeBlock == 0);
+// Of bf16 parameters and gradients in fp32: twice so many floats stay in the first-level cache.
+constexpr size_t kStretch = 2048;
+static_assert(kSegment % kCodeBlock == 0 && kStretch % kCodeBlock == 0);
 
 }  // namespace
 
@@ -79,12 +82,21 @@ void SegmentedOptimizer::plan_batches() {
   batch_begin_.push_back(places_.size());
 }
 
-SegmentedOptimizer::Segment SegmentedOptimizer::segment_at(const Place& place) const {
+SegmentedOptimizer::Segment SegmentedOptimizer::Segment::part(size_t begin, size_t count) const {
+  Segment part = *this;
+  part.n = count;
+  for (float*& value : part.values) value += begin;
+  for (CodedState& state : part.codes) {
+    state.codes += begin;
+    state.absmax += begin / kCodeBlock;
+  }
+  return part;
+}
+
+SegmentedOptimizer::Segment SegmentedOptimizer::states_at(const Place& place) const {
   const Trained& trained = trained_[place.parameter];
   Segment segment{};
   segment.n = place.n;
-  segment.gradient = trained.gradient + place.first;
-  segment.parameter = trained.parameter->data() + place.first;
   segment.decay = trained.decay;
   segment.coded = is_coded(trained.parameter->elements());
   const Layout at = layout(element_states_.size(), segment.coded, place.n);
@@ -97,7 +109,25 @@ SegmentedOptimizer::Segment SegmentedOptimizer::segment_at(const Place& place) c
   return segment;
 }
 
-Status SegmentedOptimizer::update(Context& context, const UpdateOptions& options, double grad_scale, uint64_t step) {
+void SegmentedOptimizer::update_place(const Kernels& kernels, size_t index, uint64_t seed) const {
+  const Place& place = places_[index];
+  const Trained& trained = trained_[place.parameter];
+  const StoredFloats gradient(kernels, trained.type, trained.gradient);
+  const StoredFloats parameter(kernels, trained.type, trained.parameter->value.as<>(), seed, place.parameter);
+  const Segment states = states_at(place);
+  alignas(kAlignment) float gradients[kStretch], values[kStretch];
+  const size_t stretch = parameter.bf16() ? kStretch : place.n;
+  for (size_t begin = 0; begin < place.n; begin += stretch) {
+    const size_t n = std::min(stretch, place.n - begin), first = place.first + begin;
+    Segment part = states.part(begin, n);
+    part.gradient = gradient.read(first, n, gradients);
+    part.parameter = parameter.read(first, n, values);
+    update_segment(kernels.optimizer, part);
+    parameter.write(first, n, part.parameter);
+  }
+}
+
+Status SegmentedOptimizer::update(Context& context, const UpdateOptions& options, double grad_scale, uint64_t step, uint64_t seed) {
   const OpTimer timer(context, OpKind::kOptimizer);
   begin_update(options, grad_scale, step);
   const auto offset_of = [&](size_t stretch) {  // of the states that it begins with
@@ -111,7 +141,7 @@ Status SegmentedOptimizer::update(Context& context, const UpdateOptions& options
     context.pool.parallel(stretch_begin_[stretch + 1] - first, [&](size_t index, size_t) {
       const size_t batch = first + index;
       for (size_t place = batch_begin_[batch]; place < batch_begin_[batch + 1]; ++place) {
-        update_segment(context.kernels.optimizer, segment_at(places_[place]));
+        update_place(context.kernels, place, seed);
       }
     });
     memory_.release(offset_of(stretch), offset_of(stretch + 1));

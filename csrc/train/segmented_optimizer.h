@@ -3,7 +3,7 @@
 // one pass over the memory, whatever the parameters' sizes, and no block of 256 elements straddles two parameters.
 #pragma once
 
-#include "ops/cpu/optimizer_kernels.h"
+#include "ops/cpu/kernels.h"
 #include "train/optimizer.h"
 #include "train/state_memory.h"
 
@@ -24,7 +24,7 @@ class SegmentedOptimizer : public Optimizer {
   std::vector<StateTensor> states(size_t parameter) const final;
   void read_state(size_t parameter, size_t state, void* to) const final;
   void write_state(size_t parameter, size_t state, const void* from) final;
-  Status update(Context&, const UpdateOptions&, double grad_scale, uint64_t step) final;
+  Status update(Context&, const UpdateOptions&, double grad_scale, uint64_t step, uint64_t seed) final;
 
  protected:
   explicit SegmentedOptimizer(std::span<const ElementState> states) : element_states_(states) {}
@@ -37,6 +37,9 @@ class SegmentedOptimizer : public Optimizer {
     bool decay, coded;
     float* values[2];
     CodedState codes[2];
+
+    // The states of [begin, begin + n), which begins on a block.
+    Segment part(size_t begin, size_t n) const;
   };
   // Called once before the segments of an update, which then come from several threads.
   virtual void begin_update(const UpdateOptions&, double grad_scale, uint64_t step) = 0;
@@ -53,7 +56,9 @@ class SegmentedOptimizer : public Optimizer {
   };
   static Layout layout(size_t states, bool coded, size_t n);
   bool is_coded(size_t elements) const { return coded_ && elements >= kSmallestCoded; }
-  Segment segment_at(const Place&) const;
+  // Its gradient and parameter are not set.
+  Segment states_at(const Place&) const;
+  void update_place(const Kernels&, size_t place, uint64_t seed) const;
   void plan_batches();
   size_t end_of(size_t place) const;
   template <class F>

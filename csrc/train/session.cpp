@@ -12,18 +12,19 @@
 namespace lowrank {
 namespace {
 
-constexpr size_t kAlignElements = 32;  // 128 bytes
+constexpr size_t kAlignment = 128;
 constexpr double kClipEpsilon = 1e-6;  // as torch.nn.utils.clip_grad_norm_
 
-size_t padded(const Parameter& parameter) { return round_up(parameter.elements(), kAlignElements); }
+size_t gradient_bytes(const Parameter& parameter) { return round_up(parameter.elements() * parameter.element_bytes(), kAlignment); }
 
-size_t trained_elements(const Model& model) {
-  size_t elements = 0;
-  for (const Parameter* parameter : model.trained()) elements += padded(*parameter);
-  return elements;
+size_t gradient_bytes(const Model& model) {
+  size_t bytes = 0;
+  for (const Parameter* parameter : model.trained()) bytes += gradient_bytes(*parameter);
+  return bytes;
 }
 
-// One key per micro-batch, so that no two draw the same dropout masks.
+// One key per micro-batch, so that no two draw the same dropout masks; and one for the rounding of a step.
+constexpr uint64_t kRounding = UINT64_MAX;
 uint64_t micro_batch_key(uint64_t seed, uint64_t step, uint64_t micro) {
   const auto words = philox4x32({static_cast<uint32_t>(step), static_cast<uint32_t>(step >> 32), static_cast<uint32_t>(micro),
                                  static_cast<uint32_t>(micro >> 32)}, seed);
@@ -42,21 +43,16 @@ Result<std::shared_ptr<Session>> Session::create(Context& context, std::shared_p
   LR_RETURN_IF_ERROR(model->ready());
   const std::vector<Parameter*> trained = model->trained();
   if (trained.empty()) return error(Code::kInvalidOption, "nothing is trainable, neither in an active adapter nor of the model itself");
-  for (const Parameter* parameter : trained) {
-    if (parameter->type != DType::kF32) {
-      return error(Code::kInvalidOption, "parameter %s is stored as %s; expected F32", parameter->name.c_str(), dtype_info(parameter->type).name);
-    }
-  }
   std::shared_ptr<Session> session(new Session(context, model, std::move(options)));
   Session& s = *session;
 
-  LR_RETURN_IF_ERROR(s.gradients_.allocate(trained_elements(*model) * sizeof(float), "gradients"));
+  LR_RETURN_IF_ERROR(s.gradients_.allocate(gradient_bytes(*model), "gradients"));
   size_t offset = 0;
   for (const Parameter* parameter : trained) {
     const auto& no_decay = s.options_.no_decay;
     const bool decay = std::find(no_decay.begin(), no_decay.end(), parameter->name) == no_decay.end();
-    s.trained_.push_back({parameter, parameter->type, s.gradients_.as<float>() + offset, decay});
-    offset += padded(*parameter);
+    s.trained_.push_back({parameter, parameter->type, s.gradients_.as<unsigned char>() + offset, decay});
+    offset += gradient_bytes(*parameter);
     s.gradient_by_id_.resize(std::max(s.gradient_by_id_.size(), parameter->id + 1));
     s.gradient_by_id_[parameter->id] = s.trained_.back().gradient;
   }
@@ -76,7 +72,7 @@ void Session::name_states() {
   }
 }
 
-float* Session::gradient_of(const Parameter& parameter) const {
+void* Session::gradient_of(const Parameter& parameter) const {
   return parameter.id < gradient_by_id_.size() ? gradient_by_id_[parameter.id] : nullptr;
 }
 
@@ -103,8 +99,8 @@ Status Session::accumulate(const Batch& batch, std::span<const int32_t> targets,
 
 Status Session::update(const UpdateOptions& options, UpdateResult* result) {
   LR_RETURN_IF_ERROR(check_trained());
-  std::vector<std::span<const float>> gradients;
-  for (const Trained& one : trained_) gradients.emplace_back(one.gradient, one.parameter->elements());
+  std::vector<GradientSpan> gradients;
+  for (const Trained& one : trained_) gradients.emplace_back(one.gradient, one.parameter->elements(), one.type);
   double squared = 0;
   LR_RETURN_IF_ERROR(grad_norm_squared(context_, gradients, &squared));
   result->grad_norm = std::sqrt(squared);
@@ -112,7 +108,7 @@ Status Session::update(const UpdateOptions& options, UpdateResult* result) {
   if (!result->skipped) {
     ++optimizer_step_;
     const double clip = options.max_grad_norm > 0 ? std::min(1.0, options.max_grad_norm / (result->grad_norm + kClipEpsilon)) : 1.0;
-    LR_RETURN_IF_ERROR(optimizer_->update(context_, options, clip, optimizer_step_));
+    LR_RETURN_IF_ERROR(optimizer_->update(context_, options, clip, optimizer_step_, micro_batch_key(options_.seed, optimizer_step_, kRounding)));
   }
   zero_gradients();
   return {};
@@ -149,7 +145,7 @@ std::map<std::string, size_t> Session::estimate(const Context& context, const Mo
     if (slot.owner != nullptr) components["weights"] += slot.value.rows * slot.value.stride;
   }
   for (const Parameter* parameter : model.adapter_parameters()) components["adapter"] += parameter->value.bytes();
-  components["gradients"] = trained_elements(model) * sizeof(float);
+  components["gradients"] = gradient_bytes(model);
   const std::vector<Parameter*> trained = model.trained();
   components["optimizer"] = Optimizer::estimate(options.optimizer, std::vector<const Parameter*>(trained.begin(), trained.end()));
   return components;

@@ -15,6 +15,7 @@ struct SessionOptions {
   size_t max_tokens = 0;        // of a micro-batch; more are taken, at the cost of growing the workspace
   Retention keep = Mode::kTrain;
   std::vector<std::string> no_decay;   // parameters without weight decay
+  uint64_t seed = 0;            // of the random rounding of bf16 parameters
   OptimizerOptions optimizer;
 };
 
@@ -59,7 +60,7 @@ class Session {
 
  private:
   Session(Context& context, std::shared_ptr<Model> model, SessionOptions options);
-  float* gradient_of(const Parameter&) const;
+  void* gradient_of(const Parameter&) const;
   // Whether what was trainable when this was made is so now, and lies in the same types.
   Status check_trained() const;
   void name_states();
@@ -72,7 +73,7 @@ class Session {
   ModelPlan plan_;
   Buffer gradients_;
   std::vector<Trained> trained_;
-  std::vector<float*> gradient_by_id_;
+  std::vector<void*> gradient_by_id_;
   std::unique_ptr<Optimizer> optimizer_;
   std::vector<NamedState> optimizer_states_;
   uint64_t optimizer_step_ = 0;

@@ -3,6 +3,7 @@
 // vectors and ends with one masked vector.
 #include "ops/cpu/elementwise_kernels.h"
 
+#include "ops/cpu/random_bits.h"
 #include "ops/cpu/vector_walk.h"
 
 namespace lowrank::LR_ISA {
@@ -145,11 +146,21 @@ void to_bf16(const float* x, size_t n, uint16_t* y) {
   });
 }
 
-void add(const float* x, size_t n, float* y) {
+void from_bf16(const uint16_t* x, size_t n, float* y) {
+  for_each_vector(n, [&](auto access, size_t i, size_t lanes) {
+    access.store(y + i, access.load(x + i, lanes), lanes);
+  });
+}
+
+template <class E>
+LR_INLINE void add_to(const float* x, size_t n, E* y) {
   for_each_vector(n, [&](auto access, size_t i, size_t lanes) {
     access.store(y + i, V::add(access.load(y + i, lanes), access.load(x + i, lanes)), lanes);
   });
 }
+
+void add(const float* x, size_t n, float* y) { add_to(x, n, y); }
+void add_bf16(const float* x, size_t n, uint16_t* y) { add_to(x, n, y); }
 
 void blend(float x_factor, const float* x, size_t n, float y_factor, float* y) {
   const V::T x_factors = V::set(x_factor), y_factors = V::set(y_factor);
@@ -166,84 +177,36 @@ void scale(float factor, size_t n, float* y) {
   });
 }
 
-double sum_of_squares(const float* x, size_t n) {
+LR_INLINE float widen(float x) { return x; }
+LR_INLINE float widen(uint16_t x) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(x) << 16);
+}
+
+template <class E>
+LR_INLINE double squares_of(const E* x, size_t n) {
   constexpr size_t kSums = 16;
   double sums[kSums] = {};
   size_t i = 0;
   for (; i + kSums <= n; i += kSums) {
-    for (size_t j = 0; j < kSums; ++j)
-      sums[j] += static_cast<double>(x[i + j]) * static_cast<double>(x[i + j]);
+    for (size_t j = 0; j < kSums; ++j) {
+      const double value = static_cast<double>(widen(x[i + j]));
+      sums[j] += value * value;
+    }
   }
-  for (size_t j = 0; i < n; ++i, ++j)
-    sums[j] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  for (size_t j = 0; i < n; ++i, ++j) {
+    const double value = static_cast<double>(widen(x[i]));
+    sums[j] += value * value;
+  }
   double total = 0;
   for (double sum : sums) total += sum;
   return total;
 }
 
+double sum_of_squares(const float* x, size_t n) { return squares_of(x, n); }
+double sum_of_squares_bf16(const uint16_t* x, size_t n) { return squares_of(x, n); }
+
 // ── Dropout ──
 
-constexpr size_t kCounters = 64;  // of a block: enough to fill any vector, few enough to stay in L1
-constexpr size_t kElementsPerCounter = 8;  // 16 bits each
-constexpr size_t kBlockElements = kCounters * kElementsPerCounter;
-
-// Lanes of 64 bits: a 32-bit word sits in the lower half of each, and what is above it is ignored.
-using Words = uint64_t __attribute__((vector_size(4 * V::kWidth)));
-constexpr size_t kWordLanes = V::kWidth / 2;
-
-// The product of the lower halves.
-LR_INLINE Words widening_multiply(Words a, Words b) {
-#if defined(__AVX512F__)
-  return (Words)_mm512_mul_epu32((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-  return (Words)_mm256_mul_epu32((__m256i)a, (__m256i)b);
-#elif defined(__SSE2__)
-  return (Words)_mm_mul_epu32((__m128i)a, (__m128i)b);
-#else
-  return (Words)vmull_u32(vmovn_u64((uint64x2_t)a), vmovn_u64((uint64x2_t)b));
-#endif
-}
-
-// core/philox.h's philox4x32 for kCounters consecutive counters: 128 bits each, first word lowest.
-void philox_block(uint64_t counter, uint64_t seed, uint64_t stream, uint64_t* bits) {
-  constexpr int kRounds = 10;
-  Words keys0[kRounds], keys1[kRounds];
-  for (uint32_t round = 0; round < kRounds; ++round) {
-    keys0[round] = Words{} + (static_cast<uint32_t>(seed) + round * 0x9E3779B9u);
-    keys1[round] = Words{} + (static_cast<uint32_t>(seed >> 32) + round * 0xBB67AE85u);
-  }
-  const Words multiplier0 = Words{} + uint64_t{0xD2511F53u},
-              multiplier1 = Words{} + uint64_t{0xCD9E8D57u};
-  Words lanes;
-  for (size_t lane = 0; lane < kWordLanes; ++lane) lanes[lane] = lane;
-  alignas(64) uint64_t low[kCounters], high[kCounters];
-  for (size_t j = 0; j < kCounters; j += kWordLanes) {
-    const Words counters = lanes + (counter + j);
-    Words word0 = counters, word1 = counters >> 32, word2 = Words{} + stream, word3 = word2 >> 32;
-#pragma GCC unroll 10
-    for (int round = 0; round < kRounds; ++round) {
-      const Words product0 = widening_multiply(word0, multiplier0),
-                  product1 = widening_multiply(word2, multiplier1);
-      word0 = (product1 >> 32) ^ word1 ^ keys0[round];
-      word1 = product1;
-      word2 = (product0 >> 32) ^ word3 ^ keys1[round];
-      word3 = product0;
-    }
-    const Words low_words = (word0 & 0xFFFFFFFFu) | (word1 << 32),
-                high_words = (word2 & 0xFFFFFFFFu) | (word3 << 32);
-    memcpy(low + j, &low_words, sizeof low_words);
-    memcpy(high + j, &high_words, sizeof high_words);
-  }
-  for (size_t j = 0; j < kCounters; ++j) {
-    bits[2 * j] = low[j];
-    bits[2 * j + 1] = high[j];
-  }
-}
-
-LR_INLINE float widen(float x) { return x; }
-LR_INLINE float widen(uint16_t x) {
-  return __builtin_bit_cast(float, static_cast<uint32_t>(x) << 16);
-}
 LR_INLINE void narrow(float x, float* out) { *out = x; }
 LR_INLINE void narrow(float x, uint16_t* out) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, x);
@@ -274,21 +237,9 @@ struct Mask {
 
 template <class X, class Y>
 LR_INLINE void drop(const X* x, size_t n, const Mask& mask, Y* y, bool accumulate) {
-  alignas(64) uint64_t words[kCounters * 2];
-  alignas(64) uint16_t bits[kBlockElements];
-  // Elements of the first counter that come before `first`.
-  size_t skipped = mask.first % kElementsPerCounter;
-  for (uint64_t counter = mask.first / kElementsPerCounter; n > 0; counter += kCounters) {
-    philox_block(counter, mask.seed, mask.module, words);
-    memcpy(bits, words, sizeof bits);  // little-endian: low half first
-    const size_t count = n < kBlockElements - skipped ? n : kBlockElements - skipped;
-    (accumulate ? apply_mask<X, Y, true> : apply_mask<X, Y, false>)(
-        x, bits + skipped, count, mask.threshold, mask.factor, y);
-    x += count;
-    y += count;
-    n -= count;
-    skipped = 0;
-  }
+  for_each_random_piece(mask.first, n, mask.seed, mask.module, [&](size_t begin, size_t count, const uint16_t* bits) {
+    (accumulate ? apply_mask<X, Y, true> : apply_mask<X, Y, false>)(x + begin, bits, count, mask.threshold, mask.factor, y + begin);
+  });
 }
 
 void dropout(const void* x, bool x_bf16, size_t n, uint64_t first, uint32_t threshold, float factor,
@@ -371,11 +322,14 @@ const ElementwiseKernels kElementwiseKernels = {
     .swiglu_forward = swiglu_forward,
     .swiglu_backward = swiglu_backward,
     .to_bf16 = to_bf16,
+    .from_bf16 = from_bf16,
     .add = add,
+    .add_bf16 = add_bf16,
     .blend = blend,
     .scale = scale,
     .dropout = dropout,
     .sum_of_squares = sum_of_squares,
+    .sum_of_squares_bf16 = sum_of_squares_bf16,
     .softmax_block = softmax_block,
     .scaled_exp = scaled_exp,
 };

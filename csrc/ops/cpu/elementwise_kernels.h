@@ -36,8 +36,11 @@ struct ElementwiseKernels {
 
   // y[i] = bf16(x[i])
   void (*to_bf16)(const float* x, size_t n, uint16_t* y);
+  // y[i] = x[i]
+  void (*from_bf16)(const uint16_t* x, size_t n, float* y);
   // y[i] += x[i]
   void (*add)(const float* x, size_t n, float* y);
+  void (*add_bf16)(const float* x, size_t n, uint16_t* y);
   // y[i] = x_factor * x[i] + y_factor * y[i]
   void (*blend)(float x_factor, const float* x, size_t n, float y_factor, float* y);
   // y[i] *= factor
@@ -50,6 +53,7 @@ struct ElementwiseKernels {
 
   // Σ x² in double over sixteen interleaved sums, the same at every level.
   double (*sum_of_squares)(const float* x, size_t n);
+  double (*sum_of_squares_bf16)(const uint16_t* x, size_t n);
 
   // x[i] becomes exp(x[i] - shift), and `state` takes the block in; NaN stays NaN.
   void (*softmax_block)(float* x, size_t n, SoftmaxState* state);

@@ -4,6 +4,7 @@
 #include "ops/cpu/optimizer_kernels.h"
 
 #include "ops/code_map.h"
+#include "ops/cpu/random_bits.h"
 #include "ops/cpu/vector_walk.h"
 
 namespace lowrank::LR_ISA {
@@ -168,6 +169,24 @@ void sgd(const SgdFactors& factors, size_t n, const float* g, float* p, float* m
   });
 }
 
+// ── Stochastic rounding ──
+
+// A float between two bf16 values lies x/2^16 of their distance above the one that is nearer to zero, where x are its lower 16 bits: adding
+// a random number of 16 bits carries with that probability.
+void carry_randomly(const float* x, const uint16_t* bits, size_t n, uint16_t* y) {
+  for (size_t i = 0; i < n; ++i) {
+    const uint32_t value = __builtin_bit_cast(uint32_t, x[i]);
+    const uint32_t is_nan = (value & 0x7fffffff) > 0x7f800000 ? ~0u : 0u;
+    y[i] = static_cast<uint16_t>((((value + bits[i]) & ~is_nan) | ((value | 0x400000) & is_nan)) >> 16);
+  }
+}
+
+void round_randomly(const float* x, size_t n, uint64_t seed, uint64_t stream, uint64_t first, uint16_t* y) {
+  for_each_random_piece(first, n, seed, stream, [&](size_t begin, size_t count, const uint16_t* bits) {
+    carry_randomly(x + begin, bits, count, y + begin);
+  });
+}
+
 }  // namespace
 
 extern const OptimizerKernels kOptimizerKernels;
@@ -177,6 +196,7 @@ const OptimizerKernels kOptimizerKernels = {
     .lion = lion,
     .lion_coded = lion_coded,
     .sgd = sgd,
+    .round_randomly = round_randomly,
 };
 
 }  // namespace lowrank::LR_ISA

@@ -52,6 +52,10 @@ struct OptimizerKernels {
   void (*lion)(const LionFactors&, size_t n, const float* g, float* p, float* m);
   void (*lion_coded)(const LionFactors&, size_t n, const float* g, float* p, const CodedState& m);
   void (*sgd)(const SgdFactors&, size_t n, const float* g, float* p, float* m);
+
+  // y[i] = x[i] rounded to one of the two bf16 values around it, so that its expectation is x[i]: bits of Philox stream (seed, stream), of
+  // element first + i, decide. NaN stays NaN.
+  void (*round_randomly)(const float* x, size_t n, uint64_t seed, uint64_t stream, uint64_t first, uint16_t* y);
 };
 
 }  // namespace lowrank
