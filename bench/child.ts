@@ -6,6 +6,8 @@ import { fileURLToPath } from 'node:url';
 export interface BlockResult {
   tokens_per_second: number;
   step_ms: { best: number; median: number };
+  /** Clipping and the optimizer, of the best step. */
+  update_ms: number;
   peak_rss_bytes: number;
 }
 

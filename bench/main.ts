@@ -1,7 +1,8 @@
 // npm run bench [-- --only ops,shares,training,lengths,generation,startup] [--peers] [--isa LEVEL] [--blocks N] [--steps N]
 // Prints every op's share of its floor on this machine and of a training step, whole steps in tokens/s and peak memory, what long
-// sequences cost, generation, and how long the first step is in coming. With --peers also PEFT's and llama.cpp's on the same work,
-// interleaved block by block, and all of it goes to results/<machine>.{json,md}.
+// sequences cost, what trains in little memory, generation, and how long the first step is in coming. With --peers also PEFT's,
+// Transformers', bitsandbytes' and llama.cpp's on the same work, interleaved block by block, and all of it goes to
+// results/<machine>.{json,md}.
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -11,8 +12,9 @@ import { userCacheFolder } from '../lib/hub/user_cache.ts';
 import { CausalLM } from '../lib/index.ts';
 import { timeGeneration } from './generation.ts';
 import { type Machine, thisMachine } from './machine.ts';
+import { timeMemory } from './memory.ts';
 import { timeOps } from './ops.ts';
-import { generationTable, lengthsTable, machineText, opsTable, sharesTable, startupTable, trainingTable } from './report.ts';
+import { generationTable, lengthsTable, machineText, memoryTable, opsTable, sharesTable, startupTable, trainingTable } from './report.ts';
 import { timeStartup } from './startup.ts';
 import { timeLengths, timeShares, timeTraining, type Weights } from './training.ts';
 
@@ -82,6 +84,19 @@ const sections: Record<string, Section> = {
         steps: positive('steps', values.peers ? 3 : 2),
       });
       return { results, text: trainingTable(results) };
+    },
+  },
+  memory: {
+    title: 'Little memory: SmolLM2-135M, r=16 on all linear layers, or all weights',
+    async run(machine) {
+      const results = await timeMemory({
+        machine,
+        weights: await smolLm2(),
+        peers: values.peers,
+        blocks: positive('blocks', 3),
+        steps: positive('steps', values.peers ? 3 : 2),
+      });
+      return { results, text: memoryTable(results) };
     },
   },
   lengths: {

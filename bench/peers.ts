@@ -7,7 +7,7 @@ import { BenchChild } from './child.ts';
 
 const kFolder = fileURLToPath(new URL('./peers', import.meta.url));
 
-/** A Python with the pinned PyTorch, Transformers and PEFT: LOWRANK_PYTHON, or a virtual environment made once in the cache. */
+/** A Python with the pinned PyTorch, Transformers, PEFT and bitsandbytes: LOWRANK_PYTHON, or a virtual environment made once in the cache. */
 export function peersPython(): string {
   if (process.env.LOWRANK_PYTHON) return process.env.LOWRANK_PYTHON;
   const venv = join(userCacheFolder(), 'peers-venv');
@@ -30,15 +30,21 @@ export interface PeerOptions {
   compile: boolean;
   /** Holds PyTorch to the level that we run at. */
   isa: string;
+  /** LoRA and QLoRA by PEFT, the latter on bitsandbytes' NF4 with double quantisation; or all weights by Transformers. */
+  method: 'lora' | 'qlora' | 'full';
+  optim: 'adamw' | 'adamw_8bit';
+  checkpointing: boolean;
 }
 
-/** PEFT in a process of its own. */
-export function startPeft(options: PeerOptions): BenchChild {
-  const args = [join(kFolder, 'peft_train.py'), '--gguf', options.gguf, '--cache', join(userCacheFolder(), 'peers')];
-  args.push('--threads', String(options.threads), '--dtype', options.dtype);
-  if (options.compile) args.push('--compile');
-  const held = options.isa === 'avx2' ? { ATEN_CPU_CAPABILITY: 'avx2', DNNL_MAX_CPU_ISA: 'AVX2', MKL_ENABLE_INSTRUCTIONS: 'AVX2' } : {};
-  return new BenchChild(`PEFT ${options.dtype}${options.compile ? ' + torch.compile' : ''}`, peersPython(), args, {
+/** PEFT or Transformers in a process of its own. */
+export function startHuggingFace(options: PeerOptions): BenchChild {
+  const { gguf, threads, dtype, compile, isa, method, optim, checkpointing } = options;
+  const args = [join(kFolder, 'huggingface_train.py'), '--gguf', gguf, '--cache', join(userCacheFolder(), 'peers')];
+  args.push('--threads', String(threads), '--dtype', dtype, '--method', method, '--optim', optim);
+  if (compile) args.push('--compile');
+  if (checkpointing) args.push('--checkpointing');
+  const held = isa === 'avx2' ? { ATEN_CPU_CAPABILITY: 'avx2', DNNL_MAX_CPU_ISA: 'AVX2', MKL_ENABLE_INSTRUCTIONS: 'AVX2' } : {};
+  return new BenchChild(`Hugging Face ${method} ${dtype}${compile ? ' + torch.compile' : ''}`, peersPython(), args, {
     ...process.env,
     ...held,
   });

@@ -1,9 +1,11 @@
 // Results as Markdown tables: what the terminal shows and what results/<machine>.md holds.
 import type { GenerationResult } from './generation.ts';
+import type { TrainingResult } from './interleaved.ts';
 import type { Machine } from './machine.ts';
+import type { MemoryResult } from './memory.ts';
 import type { OpResult } from './ops.ts';
 import type { StartupResult } from './startup.ts';
-import type { LengthResult, SharesResult, TrainingResult } from './training.ts';
+import type { LengthResult, SharesResult } from './training.ts';
 
 type Align = 'left' | 'right';
 
@@ -84,6 +86,41 @@ export function trainingTable(results: TrainingResult[]): string {
       ['median', 'right'],
       ['peak memory', 'right'],
       ['lowrank, bf16 weights, against it', 'right'],
+    ],
+    rows,
+  );
+}
+
+/** Each row's speed against the rows that it names. */
+export function memoryTable(results: MemoryResult[]): string {
+  const rows = results.map((result) => [
+    result.letter,
+    result.name,
+    result.method,
+    result.weights,
+    result.optimizer,
+    result.checkpointing ? 'yes' : 'no',
+    String(Math.round(result.tokensPerSecond)),
+    String(Math.round(result.medianTokensPerSecond)),
+    result.updateMilliseconds.toFixed(1),
+    `${Math.round(result.peakMemoryBytes / 2 ** 20)} MiB`,
+    result.against
+      .map((letter) => `${times(result.tokensPerSecond / results.find((other) => other.letter === letter)!.tokensPerSecond)} ${letter}`)
+      .join(', '),
+  ]);
+  return table(
+    [
+      ['', 'left'],
+      ['4×256 tokens a step', 'left'],
+      ['trained', 'left'],
+      ['weights', 'left'],
+      ['optimizer', 'left'],
+      ['checkpointing', 'left'],
+      ['tokens/s, best block', 'right'],
+      ['median', 'right'],
+      ['update, ms', 'right'],
+      ['peak memory', 'right'],
+      ['speed against', 'right'],
     ],
     rows,
   );

@@ -1,8 +1,9 @@
-// Whole training steps, ours and the peers', each in a process of its own. They take turns, block by block, and never run at once.
+// Whole training steps, ours and the peers'.
 import type { NativeComputeType } from '../lib/native.ts';
-import { type BenchChild, type BlockResult, startOurs } from './child.ts';
+import { startOurs } from './child.ts';
+import { type Entry, type TrainingResult, timeInterleaved } from './interleaved.ts';
 import { computeTypes, type Machine } from './machine.ts';
-import { startPeft } from './peers.ts';
+import { startHuggingFace } from './peers.ts';
 import { flopsPerToken } from './smollm2.ts';
 
 export interface Weights {
@@ -10,18 +11,6 @@ export interface Weights {
   gguf: string;
   /** The same as bf16 safetensors. */
   folder: string;
-}
-
-export interface TrainingResult {
-  name: string;
-  compute: NativeComputeType;
-  threads: number;
-  /** Of the best block and of the median one. */
-  tokensPerSecond: number;
-  medianTokensPerSecond: number;
-  bestStepMilliseconds: number;
-  peakMemoryBytes: number;
-  versions?: Record<string, string>;
 }
 
 export interface LengthResult {
@@ -40,32 +29,11 @@ export interface SharesResult {
   shares: Record<string, number>;
 }
 
-interface Entry {
-  name: string;
-  compute: NativeComputeType;
-  threads: number;
-  start(): BenchChild;
-}
-
 const kProfiledSteps = 3;
 const kLengths = [256, 1024, 4096, 16384];
 
 function computeFlags(compute: NativeComputeType): string[] {
   return compute === 'bf16' ? ['--bf16'] : [];
-}
-
-function summary(entry: Entry, blocks: BlockResult[], versions?: Record<string, string>): TrainingResult {
-  const rates = blocks.map((block) => block.tokens_per_second).sort((a, b) => b - a);
-  return {
-    name: entry.name,
-    compute: entry.compute,
-    threads: entry.threads,
-    tokensPerSecond: rates[0]!,
-    medianTokensPerSecond: rates[Math.floor(rates.length / 2)]!,
-    bestStepMilliseconds: Math.min(...blocks.map((block) => block.step_ms.best)),
-    peakMemoryBytes: Math.max(...blocks.map((block) => block.peak_rss_bytes)),
-    ...(versions && { versions }),
-  };
 }
 
 export interface TrainingOptions {
@@ -77,7 +45,7 @@ export interface TrainingOptions {
 }
 
 /** 4×256 tokens a step: by weights, compute type, threads, and PEFT's where `peers`. */
-export async function timeTraining({ machine, weights, peers, blocks: count, steps }: TrainingOptions): Promise<TrainingResult[]> {
+export async function timeTraining({ machine, weights, peers, blocks, steps }: TrainingOptions): Promise<TrainingResult[]> {
   const { threads, isa } = machine;
   const ours = (name: string, compute: NativeComputeType, model: string, count: number, ...flags: string[]): Entry => ({
     name,
@@ -101,23 +69,13 @@ export async function timeTraining({ machine, weights, peers, blocks: count, ste
           name: `PEFT${compile ? ' + torch.compile' : ''}`,
           compute: dtype === 'fp32' ? 'f32' : 'bf16',
           threads,
-          start: () => startPeft({ gguf: weights.gguf, threads, dtype, compile, isa }),
+          start: () =>
+            startHuggingFace({ gguf: weights.gguf, threads, dtype, compile, isa, method: 'lora', optim: 'adamw', checkpointing: false }),
         });
       }
     }
   }
-  const children: { entry: Entry; child: BenchChild; blocks: BlockResult[]; versions?: Record<string, string> }[] = [];
-  // One after the other, so that none warms up beside another's.
-  for (const entry of entries) {
-    const child = entry.start();
-    const { versions } = (await child.ready()) as { versions?: Record<string, string> };
-    children.push({ entry, child, blocks: [], versions });
-  }
-  for (let block = 0; block < count; block++) {
-    for (const { child, blocks } of children) blocks.push(await child.run(steps));
-  }
-  for (const { child } of children) child.close();
-  return children.map(({ entry, blocks, versions }) => summary(entry, blocks, versions));
+  return timeInterleaved(entries, blocks, steps);
 }
 
 /** Where the time of a 4×256 step on bf16 weights goes, by compute type. */
