@@ -108,6 +108,18 @@ describe('lowrank/kernels: quantize4bit', () => {
     assert.equal(kernels.dequantize4bit(empty.packed, empty.state).length, 0);
   });
 
+  it('takes the infinite offset of bitsandbytes, and makes a finite one itself', () => {
+    const x = Float32Array.from({ length: 4096 }, (_, i) => (i % 2 ? 9e37 : -9e37));
+    const options = { quantType: 'nf4', compressStatistics: true } as const;
+    const { state } = kernels.quantize4bit(x, { ...options, offset: Number.POSITIVE_INFINITY });
+    assert.deepEqual(new Set(state.absmax), new Set([0]));
+    assert.deepEqual(state.nestedAbsmax, Float32Array.of(Number.POSITIVE_INFINITY));
+    const own = kernels.quantize4bit(x, options);
+    const values = kernels.dequantize4bit(own.packed, own.state);
+    for (let i = 0; i < x.length; i++) assert.ok(Math.abs(values[i]! / x[i]! - 1) < 1e-6, `${values[i]} for ${x[i]}`);
+    assertRefused(() => kernels.quantize4bit(x, { ...options, offset: Number.NaN }), 'INVALID_OPTION', 'offset');
+  });
+
   it('names what is wrong with an argument', () => {
     const x = new Float32Array(100);
     assertRefused(() => kernels.quantize4bit(x, { quantType: 'int4' as 'nf4' }), 'INVALID_OPTION', 'quantType', 'int4');

@@ -17,7 +17,10 @@ export interface Quantize4bitOptions {
   blockSize?: number;
   /** Double quantisation: magnitudes as 8-bit codes too; false by default. */
   compressStatistics?: boolean;
-  /** What is taken away from the magnitudes before that; their mean by default. */
+  /**
+   * What is taken away from the magnitudes before that; their mean by default. bitsandbytes' own overflows to Infinity, and its codes to
+   * zeros, where the magnitudes' sum is no fp32 number; the mean here does not.
+   */
   offset?: number;
 }
 
@@ -48,7 +51,7 @@ export function quantize4bit(x: Weight, options: Quantize4bitOptions = {}): { pa
   checks.choice('quantType', quantType, kQuantTypes);
   checkBlockSize('quantize4bit', blockSize);
   checks.flag('compressStatistics', compressStatistics);
-  if (offset !== undefined) checks.number('offset', offset);
+  if (offset !== undefined && offset !== Infinity) checks.number('offset', offset);
   if (offset !== undefined && !compressStatistics) {
     throw new LowrankError('INVALID_OPTION', `quantize4bit: offset is ${shown(offset)}; expected nothing without compressStatistics`);
   }
