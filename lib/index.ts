@@ -5,6 +5,9 @@ export { loadDataset } from './data/load.ts';
 export type { LoadDatasetOptions, SplitOptions } from './data/load_options.ts';
 export { type ErrorCode, LowrankError } from './errors.ts';
 export type { DownloadProgress } from './hub/user_cache.ts';
+export type { MemoryDevice } from './memory/device.ts';
+export { type EstimateOptions, estimateMemory } from './memory/estimate.ts';
+export type { MemoryChange, MemoryComponent, MemoryPlan, MemorySettings } from './memory/plan.ts';
 export type { Batch, InputBatch } from './model/batch.ts';
 export { CausalLM, type ParameterInfo } from './model/causal_lm.ts';
 export type { Generated, Prompt, StreamedToken } from './model/generation.ts';
@@ -25,7 +28,7 @@ export type { ChatTemplateOptions, DecodeOptions, EncodeOptions } from './tokeni
 export { Tokenizer } from './tokenizer/tokenizer.ts';
 export type { TrainerCallback, TrainerControl, TrainingStep } from './train/callbacks.ts';
 export type { EvaluationMetrics } from './train/evaluation.ts';
-export { LoraTrainer, type TrainingMemory } from './train/trainer.ts';
+export { LoraTrainer } from './train/trainer.ts';
 export type { LogEntry, TrainerState } from './train/trainer_state.ts';
 export type { FullTrainResult, TrainResult } from './train/training_run.ts';
 export type { Message, TokenRow } from './types.ts';

@@ -193,6 +193,8 @@ export interface NativeModel {
   setTensor(slot: string, data: Float32Array, dtype?: NativeFloatType): Promise<void>;
   /** Stores a slot's tensor as `dtype` from now on, in memory of its own; vectors always as F32. */
   convert(slot: string, dtype: NativeFloatType): Promise<void>;
+  /** Of a model for planning: says in which type a slot's tensor would be stored. */
+  describe(slot: string, dtype: string): void;
   /** Throws INVALID_CONFIG listing the slots without a tensor. */
   ready(): void;
 
@@ -276,8 +278,8 @@ export interface NativeSession {
   /** The bytes of one of them. */
   readOptimizer(name: string): Promise<Uint8Array>;
   writeOptimizer(name: string, bytes: Uint8Array): Promise<void>;
-  /** Bytes held, by component, for micro-batches of up to `maxTokens`. */
-  plan(): Record<string, number>;
+  /** Like the model's, in the memory of the session: evaluating within a training takes no more. */
+  evaluate(batch: NativeTrainBatch): Promise<NativeLoss>;
   dispose(): void;
 }
 
@@ -319,7 +321,8 @@ export interface NativeAddon {
   writeSafetensors(path: string, tensors: NativeTensorData[], metadata: Record<string, string>): Promise<void>;
   /** The same of a model's parameters, which do not pass through JavaScript's memory. */
   writeParameters(model: NativeModel, path: string, parameters: NativeParameterData[], metadata: Record<string, string>): Promise<void>;
-  createModel(config: NativeModelConfig): NativeModel;
+  /** For planning: without any memory, its slots are described and its adapters have shapes alone. */
+  createModel(config: NativeModelConfig, forPlanning?: boolean): NativeModel;
   /** Like bind(), but stores a matrix as 4-bit codes in memory of its own; the file's pages are given back. */
   quantizeTensor(
     model: NativeModel,
@@ -343,17 +346,21 @@ export interface NativeAddon {
     options: {
       maxTokens: number;
       keep: NativeRetention;
-      noDecay: string[];
+      noDecay: readonly string[];
       optimizer?: NativeOptimizer;
       /** Of the random rounding of parameters in BF16; 0 when left out. */
       seed?: number;
     },
   ): NativeSession;
-  /** What a session of this kind would hold, in bytes, before anything is allocated. */
+  /** What a session of this kind would hold, in bytes by component (csrc/train/memory_plan.h), before anything is allocated. */
   planSession(
     model: NativeModel,
     options: { maxTokens: number; keep: NativeRetention; optimizer?: NativeOptimizer },
   ): Record<string, number>;
+  /** The same of the evaluation of a batch of so many tokens. */
+  planEvaluation(model: NativeModel, tokens: number): Record<string, number>;
+  /** And of a generation: a cache of `rows` of `capacity` tokens, with so many tokens that run at once. */
+  planGeneration(model: NativeModel, rows: number, capacity: number, tokens: number): Record<string, number>;
   /** Of all threads of the pool at the level in use, in registers; bf16 where the level has an instruction for it. */
   measurePeaks(): Promise<{ flopsPerSecond: number; bf16FlopsPerSecond?: number }>;
   /** Seconds of one pass that only reads, writes and updates in place so many bytes, from whichever cache holds them all. */
@@ -381,11 +388,21 @@ function load(): NativeAddon {
 }
 
 let addon: NativeAddon | undefined;
+let baseline = 0;
 
 /** The native addon, loaded at first use. */
 export function native(): NativeAddon {
-  addon ??= load();
+  if (addon === undefined) {
+    addon = load();
+    baseline = process.memoryUsage.rss();
+  }
   return addon;
+}
+
+/** Resident bytes of this process when the addon was loaded: Node.js, this package, and what the program had until then. */
+export function baselineMemory(): number {
+  native();
+  return baseline;
 }
 
 /** A native error (which carries `code`) as a LowrankError; others pass through. */

@@ -45,8 +45,7 @@ describe('gradient checkpointing', () => {
   });
 
   it('keeps the most that a budget allows, and says what would be needed at least', async () => {
-    const total = async (gradientCheckpointing: Checkpointing) =>
-      Object.values(await (await trainer(7, { gradientCheckpointing })).plan()).reduce((a, b) => a + b);
+    const total = async (gradientCheckpointing: Checkpointing) => (await (await trainer(7, { gradientCheckpointing })).plan()).total;
     const [none, selective, full] = [await total(false), await total('selective'), await total('full')];
     assert.ok(none > selective && selective > full, String([none, selective, full]));
     assert.equal(await total({ budget: none }), none);

@@ -101,7 +101,7 @@ describe('optimizers', () => {
 
   it('plans the bytes of its states', async () => {
     const bytes = async (args: TrainingArguments) =>
-      (await (await trainer({ outputDir: newFolder(), ...args }, { config: wide, r: 256 })).plan()).optimizer as number;
+      (await (await trainer({ outputDir: newFolder(), ...args }, { config: wide, r: 256 })).plan()).components.optimizer;
     const adamw = await bytes({ optim: 'adamw_torch' });
     const coded = await bytes({ optim: 'adamw_8bit' });
     assert.equal(await bytes({ optim: 'lion_32bit' }), adamw / 2);

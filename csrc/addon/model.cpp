@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "addon/arguments.h"
 #include "addon/files.h"
 #include "addon/model_config.h"
 #include "addon/model_object.h"
@@ -42,7 +43,7 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject> {
     return DefineClass(env, "NativeModel",
                        {InstanceAccessor("config", &ModelObject::config, nullptr), InstanceMethod("slots", &ModelObject::slots),
                         InstanceMethod("bind", &ModelObject::bind), InstanceMethod("setTensor", &ModelObject::set_tensor),
-                        InstanceMethod("convert", &ModelObject::convert),
+                        InstanceMethod("convert", &ModelObject::convert), InstanceMethod("describe", &ModelObject::describe),
                         InstanceMethod("ready", &ModelObject::ready), InstanceMethod("addAdapter", &ModelObject::add_adapter),
                         InstanceMethod("addOverride", &ModelObject::add_override),
                         InstanceMethod("removeAdapter", &ModelObject::remove_adapter),
@@ -91,6 +92,7 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject> {
   Napi::Value bind(const Napi::CallbackInfo& info);
   Napi::Value set_tensor(const Napi::CallbackInfo& info);
   Napi::Value convert(const Napi::CallbackInfo& info);
+  Napi::Value describe(const Napi::CallbackInfo& info);
   Napi::Value ready(const Napi::CallbackInfo& info) {
     const Model* model = reading(info.Env());
     return model == nullptr ? info.Env().Undefined() : finish(info.Env(), model->ready());
@@ -192,6 +194,15 @@ Napi::Value ModelObject::convert(const Napi::CallbackInfo& info) {
         return bound.set_tensor(slot, {values.as<float>(), elements}, dtype);
       },
       Value());
+}
+
+Napi::Value ModelObject::describe(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  std::string slot, name;
+  Model* model = changing(env);
+  if (model == nullptr || !get_string(info[0], "slot", &slot) || !get_string(info[1], "dtype", &name)) return env.Undefined();
+  const Result<DType> type = weight_type(name);
+  return finish(env, type.ok() ? model->describe(slot, type.value()) : type.status());
 }
 
 Napi::Value ModelObject::add_adapter(const Napi::CallbackInfo& info) {
@@ -465,8 +476,11 @@ void register_model(Napi::Env env, Napi::Object exports) {
   auto cache_class = std::make_shared<Napi::FunctionReference>(Napi::Persistent(define_generator(env)));
   exports.Set("createModel", Napi::Function::New(env, [model_class, cache_class](const Napi::CallbackInfo& info) -> Napi::Value {
     DecoderConfig config;
+    bool for_planning = false;
     if (!get_config(info[0], &config)) return info.Env().Undefined();
-    Result<std::shared_ptr<Model>> model = Model::create(std::move(config));
+    if (!info[1].IsUndefined() && !get_bool(info[1], "forPlanning", &for_planning)) return info.Env().Undefined();
+    Result<std::shared_ptr<Model>> model =
+        Model::create(std::move(config), for_planning ? Model::Purpose::kPlanning : Model::Purpose::kUse);
     if (!model.ok()) return throw_status(info.Env(), model.status()), info.Env().Undefined();
     Napi::Object object = model_class->New({});
     object.TypeTag(&kModelTag);

@@ -1,3 +1,4 @@
+#include "train/memory_plan.h"
 #include "train/session.h"
 
 #include <algorithm>
@@ -21,7 +22,7 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject> {
                         InstanceAccessor("optimizerStep", &SessionObject::optimizer_step, &SessionObject::set_optimizer_step),
                         InstanceMethod("optimizerStates", &SessionObject::optimizer_states),
                         InstanceMethod("readOptimizer", &SessionObject::read_optimizer),
-                        InstanceMethod("writeOptimizer", &SessionObject::write_optimizer), InstanceMethod("plan", &SessionObject::plan),
+                        InstanceMethod("writeOptimizer", &SessionObject::write_optimizer), InstanceMethod("evaluate", &SessionObject::evaluate),
                         InstanceMethod("dispose", &SessionObject::dispose)});
   }
   void set(std::shared_ptr<ModelState> state, std::shared_ptr<Session> session) {
@@ -51,6 +52,7 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject> {
   }
 
   Napi::Value accumulate(const Napi::CallbackInfo& info);
+  Napi::Value evaluate(const Napi::CallbackInfo& info);
   Napi::Value update(const Napi::CallbackInfo& info);
   Napi::Value zero_gradients(const Napi::CallbackInfo& info) {
     if (!idle(info.Env())) return info.Env().Undefined();
@@ -88,9 +90,6 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject> {
   Napi::Value optimizer_states(const Napi::CallbackInfo& info);
   Napi::Value read_optimizer(const Napi::CallbackInfo& info);
   Napi::Value write_optimizer(const Napi::CallbackInfo& info);
-  Napi::Value plan(const Napi::CallbackInfo& info) {
-    return alive(info.Env()) ? bytes_object(info.Env(), session_->plan()) : info.Env().Undefined();
-  }
   Napi::Value dispose(const Napi::CallbackInfo& info) {
     session_.reset();
     return info.Env().Undefined();
@@ -122,6 +121,23 @@ Napi::Value SessionObject::accumulate(const Napi::CallbackInfo& info) {
       [job, running, session = session_, grad_scale, seed, step, micro] {
         const std::lock_guard lock(addon_mutex());
         return session->accumulate(job->batch.view(), job->batch.targets, static_cast<float>(grad_scale), seed, step, micro, &job->loss);
+      },
+      [job](Napi::Env result_env) { return loss_object(result_env, job->loss); }, Value());
+}
+
+Napi::Value SessionObject::evaluate(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  struct Job {
+    OwnedBatch batch;
+    Loss loss;
+  };
+  auto job = std::make_shared<Job>();
+  if (!alive(env) || !get_batch(info[0], true, &job->batch)) return env.Undefined();
+  return run_async(
+      env,
+      [job, running = std::make_shared<Running>(state_), session = session_] {
+        const std::lock_guard lock(addon_mutex());
+        return session->evaluate(job->batch.view(), job->batch.targets, &job->loss);
       },
       [job](Napi::Env result_env) { return loss_object(result_env, job->loss); }, Value());
 }
@@ -280,7 +296,22 @@ void register_session(Napi::Env env, Napi::Object exports) {
     const std::shared_ptr<ModelState> state = unwrap_model(info[0]);
     SessionOptions options;
     if (state == nullptr || !get_session_options(info[1], &options)) return info.Env().Undefined();
-    return bytes_object(info.Env(), Session::estimate(addon_context(), *state->model, options));
+    return bytes_object(info.Env(), plan_training(addon_context(), *state->model, options));
+  }));
+  exports.Set("planEvaluation", Napi::Function::New(env, [](const Napi::CallbackInfo& info) -> Napi::Value {
+    const std::shared_ptr<ModelState> state = unwrap_model(info[0]);
+    size_t tokens = 0;
+    if (state == nullptr || !get_size(info[1], "tokens", &tokens)) return info.Env().Undefined();
+    return bytes_object(info.Env(), plan_evaluation(addon_context(), *state->model, tokens));
+  }));
+  exports.Set("planGeneration", Napi::Function::New(env, [](const Napi::CallbackInfo& info) -> Napi::Value {
+    const std::shared_ptr<ModelState> state = unwrap_model(info[0]);
+    GenerationShape shape{};
+    if (state == nullptr || !get_size(info[1], "rows", &shape.rows) || !get_size(info[2], "capacity", &shape.capacity) ||
+        !get_size(info[3], "tokens", &shape.tokens)) {
+      return info.Env().Undefined();
+    }
+    return bytes_object(info.Env(), plan_generation(addon_context(), *state->model, shape));
   }));
 }
 

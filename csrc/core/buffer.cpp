@@ -82,6 +82,8 @@ Status Buffer::reserve(size_t bytes, const char* what) {
   return bytes <= bytes_ ? Status() : allocate(bytes, what);
 }
 
+size_t Buffer::held(size_t bytes) { return round_up(bytes, is_mapped(bytes) ? kHugePage : kCacheLine); }
+
 void Buffer::reset() {
 #if defined(_WIN32)
   _aligned_free(data_);

@@ -26,6 +26,9 @@ class Buffer {
   Status reserve(size_t bytes, const char* what);
   void reset();
 
+  // Bytes of memory that a buffer of `bytes` takes once all of it is used.
+  static size_t held(size_t bytes);
+
   template <class T = void>
   T* as() const { return static_cast<T*>(data_); }
   size_t bytes() const { return bytes_; }

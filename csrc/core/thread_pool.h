@@ -55,6 +55,10 @@ class ThreadPool {
   template <class T>
   T* scratch(size_t worker) const { return scratch_[worker].template as<T>(); }
 
+  // Memory of the op that calls, kept and reused between calls: one caller at a time, whichever thread it is on.
+  enum CallerBuffer : size_t { kStackedLora, kDroppedRows, kLoraGradient, kCallerBuffers };
+  Buffer& caller_buffer(CallerBuffer buffer) { return caller_buffers_[buffer]; }
+
  private:
   void worker_loop(size_t worker);
   bool claim(size_t* chunk);
@@ -63,6 +67,7 @@ class ThreadPool {
 
   std::vector<std::thread> workers_;
   std::vector<Buffer> scratch_;
+  Buffer caller_buffers_[kCallerBuffers];
   // The present region: written by the caller between regions, read only by whoever holds one of its chunks, which keeps the region
   // from ending.
   const ChunkFunction* job_ = nullptr;

@@ -13,6 +13,10 @@ class KvCache {
   // Fixes the sizes; the memory comes with the first prepare, which may run off the JavaScript thread.
   KvCache(const DecoderConfig& config, size_t rows, size_t capacity)
       : layers_(config.layers), width_(config.kv_width()), capacity_(capacity), lengths_(rows, 0) {}
+  // What it takes; rows and capacity that can be addressed.
+  static size_t bytes(const DecoderConfig& config, size_t rows, size_t capacity) {
+    return 2 * config.layers * rows * capacity * config.kv_width() * sizeof(float);
+  }
   // kOutOfMemory names what was wanted.
   Status prepare();
 

@@ -57,11 +57,11 @@ Matrix Parameter::matrix() const {
   return shape.size() == 1 ? lowrank::matrix(value.as<>(), type, 1, shape[0]) : lowrank::matrix(value.as<>(), type, shape[0], shape[1]);
 }
 
-Model::Model(DecoderConfig config) : config_(std::move(config)) {}
+Model::Model(DecoderConfig config, Purpose purpose) : config_(std::move(config)), purpose_(purpose) {}
 
-Result<std::shared_ptr<Model>> Model::create(DecoderConfig config) {
+Result<std::shared_ptr<Model>> Model::create(DecoderConfig config, Purpose purpose) {
   LR_RETURN_IF_ERROR(validate(config));
-  std::shared_ptr<Model> model(new Model(std::move(config)));
+  std::shared_ptr<Model> model(new Model(std::move(config), purpose));
   const DecoderConfig& c = model->config_;
   model->add_slot("model.embed_tokens.weight", {c.vocab, c.hidden});
   model->add_slot("model.norm.weight", {c.hidden});
@@ -202,7 +202,7 @@ Status Model::own(Context& context, Slot* slot, DType type) {
   if (slot->parameter != nullptr && slot->parameter->type == type) return {};
   Parameter copy;
   LR_RETURN_IF_ERROR(make_parameter(slot->name, slot->shape, type, &copy));
-  LR_RETURN_IF_ERROR(copy_values(context, *slot, type, copy.value.as<unsigned char>()));
+  if (purpose_ == Purpose::kUse) LR_RETURN_IF_ERROR(copy_values(context, *slot, type, copy.value.as<unsigned char>()));
   if (slot->parameter == nullptr) {
     slot->parameter = std::make_shared<Parameter>(std::move(copy));
   } else {  // sessions know it
@@ -225,7 +225,7 @@ Status Model::train_base(Context& context, std::span<const std::string> names, D
     const auto found = slot_index_.find(name);
     if (found == slot_index_.end()) return error(Code::kInvalidOption, "this model has no tensor named %s", name.c_str());
     chosen.push_back(&slots_[found->second]);
-    if (chosen.back()->owner != nullptr) continue;
+    if (chosen.back()->value.rows > 0) continue;
     return found->second == head_slot() && config_.tied_head
                ? error(Code::kInvalidOption, "%s shares its values with %s; name that instead", name.c_str(), slots_[embedding_slot()].name.c_str())
                : error(Code::kInvalidConfig, "tensor %s has no values yet", name.c_str());
@@ -260,7 +260,26 @@ Status Model::set_4bit(Context& context, const std::string& name, std::span<cons
   });
 }
 
+Status Model::describe(const std::string& name, DType type) {
+  Slot* slot = const_cast<Slot*>(find_slot(name));
+  if (slot == nullptr) return error(Code::kInvalidConfig, "this model has no tensor named %s", name.c_str());
+  if (purpose_ != Purpose::kPlanning) return error(Code::kInvalidOption, "the tensors of a model that is in use are not described");
+  ++revision_;
+  if (slot->shape.size() == 1) {
+    slot->value = matrix(nullptr, DType::kF32, 1, slot->elements());
+    return {};
+  }
+  const DTypeInfo& info = dtype_info(type);
+  if (!info.is_weight || slot->shape[1] % info.block_elements != 0) {
+    return error(Code::kUnsupportedQuantization, "tensor %s has rows of %zu weights, which cannot be stored as %s (blocks of %zu)", name.c_str(),
+                 slot->shape[1], info.name, info.block_elements);
+  }
+  slot->value = matrix(nullptr, type, slot->shape[0], slot->shape[1]);
+  return {};
+}
+
 Status Model::ready() const {
+  if (purpose_ == Purpose::kPlanning) return error(Code::kInvalidOption, "the model is for planning only: it has no memory");
   std::string missing;
   size_t count = 0;
   for (size_t i = 0; i < slots_.size(); ++i) {
@@ -297,6 +316,7 @@ Status Model::make_parameter(std::string name, std::vector<size_t> shape, DType 
   out->shape = std::move(shape);
   out->type = type;
   out->id = next_parameter_id_++;
+  if (purpose_ == Purpose::kPlanning) return {};
   return out->value.allocate(out->elements() * out->element_bytes(), out->name.c_str());
 }
 
@@ -347,10 +367,10 @@ Result<std::shared_ptr<Override>> Model::make_override(Context& context, const s
     if (other.slot == index) return error(Code::kInvalidAdapter, "tensor %s is named twice", slot_name.c_str());
   }
   const Matrix base = index == head_slot() && config_.tied_head ? slots_[embedding_slot()].value : slot->value;
-  if (base.data == nullptr) return error(Code::kInvalidConfig, "tensor %s has no values yet", slot_name.c_str());
+  if (base.data == nullptr && purpose_ == Purpose::kUse) return error(Code::kInvalidConfig, "tensor %s has no values yet", slot_name.c_str());
   auto override = std::make_shared<Override>(Override{index, {}});
   LR_RETURN_IF_ERROR(make_parameter(slot_name + "." + adapter_name, slot->shape, DType::kF32, &override->value));
-  LR_RETURN_IF_ERROR(dequantize(context, base, override->value.data()));
+  if (purpose_ == Purpose::kUse) LR_RETURN_IF_ERROR(dequantize(context, base, override->value.data()));
   return override;
 }
 
@@ -458,7 +478,7 @@ const Parameter* Model::parameter_of(size_t slot) const {
 
 Matrix Model::value(size_t slot) const {
   if (const Override* override = active_override(slot)) return override->value.matrix();
-  if (slot == head_slot() && slots_[slot].owner == nullptr) return slots_[embedding_slot()].value;
+  if (slot == head_slot() && config_.tied_head && slots_[slot].owner == nullptr) return slots_[embedding_slot()].value;
   return slots_[slot].value;
 }
 

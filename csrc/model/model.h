@@ -75,7 +75,9 @@ struct LoraModuleConfig {
 
 class Model {
  public:
-  static Result<std::shared_ptr<Model>> create(DecoderConfig config);
+  // For planning, the model has no memory: slots are described, and parameters have their shapes alone. It is never ready.
+  enum class Purpose { kUse, kPlanning };
+  static Result<std::shared_ptr<Model>> create(DecoderConfig config, Purpose purpose = Purpose::kUse);
 
   const DecoderConfig& config() const { return config_; }
   std::span<const Slot> slots() const { return slots_; }
@@ -95,6 +97,8 @@ class Model {
   // into parameters, matrices as `type` (kF32 or kBF16), a few MiB at a time, and their files' pages given back. From then on they
   // change by training and by what is written into them alone.
   Status train_base(Context&, std::span<const std::string> names, DType type);
+  // Says in which type the slot's tensor would be stored, of a model for planning.
+  Status describe(const std::string& slot, DType type);
   // kInvalidConfig lists the slots that have no tensor.
   Status ready() const;
 
@@ -146,7 +150,7 @@ class Model {
     size_t weight[kLinears], bias[kLinears];
   };
 
-  explicit Model(DecoderConfig config);
+  Model(DecoderConfig config, Purpose purpose);
   // A slot that may be given another tensor.
   Result<Slot*> find_replaceable(const std::string& name);
   Result<Slot*> find_matrix(const std::string& name);
@@ -160,6 +164,7 @@ class Model {
   bool find_linear(const std::string& module, size_t* layer, Linear* linear) const;
 
   DecoderConfig config_;
+  Purpose purpose_;
   std::vector<Slot> slots_;
   std::vector<LayerSlots> layer_slots_;
   std::unordered_map<std::string, size_t> slot_index_;

@@ -15,9 +15,6 @@
 namespace lowrank {
 namespace {
 
-// A packed block stays in L2 (1 MiB or more on the cores this is tuned for) beside the rows that
-// stream past it.
-constexpr size_t kBlockBytes = size_t{704} << 10;
 // What beginning a chunk costs (its rows of A come anew from L3), in panels.
 constexpr double kChunkPanels = 0.5;
 // Work that is worth waking another thread: a few microseconds.
@@ -215,7 +212,7 @@ class Gemm {
       tiled |= blocks > 1 && part.c_type == DType::kBF16;
     }
     const size_t panel_bytes = std::max<size_t>(1, depth * blocks_.nr * sizeof(float));
-    split(std::clamp<size_t>(kBlockBytes / panel_bytes, 1, 64));
+    split(std::clamp<size_t>(kGemmScratch / panel_bytes, 1, 64));
     const size_t block_floats = round_up(depth * panels_ * blocks_.nr, 16);
     const size_t tile_floats = tiled ? rows_ * panels_ * blocks_.nr : 0;
     tile_offset_ = block_floats;

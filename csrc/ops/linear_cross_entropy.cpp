@@ -84,12 +84,9 @@ class HeadPass {
   }
 
   Status run(float grad_scale, HeadLoss* loss) {
-    const size_t forms = dh_ == nullptr ? 1 : 2;
-    LR_RETURN_IF_ERROR(
-        panels_.reserve(forms * group_blocks_ * block_floats_ * sizeof(float), "the packed head"));
+    LR_RETURN_IF_ERROR(panels_.reserve(panel_bytes(), "the packed head"));
     LR_RETURN_IF_ERROR(states_.reserve(n_ * sizeof(RowState), "the head's softmax"));
-    LR_RETURN_IF_ERROR(context_.pool.reserve_scratch(
-        std::max(chunk_rows_ * block_tokens_, channels_) * sizeof(float)));
+    LR_RETURN_IF_ERROR(context_.pool.reserve_scratch(scratch_bytes()));
     constexpr float kNothing = -std::numeric_limits<float>::infinity();
     for (size_t row = 0; row < n_; ++row)
       state(row) = {{0, kNothing, 1, kNothing}, 0, 0, kNothing, false};
@@ -112,9 +109,15 @@ class HeadPass {
     return {};
   }
 
+  size_t memory(bool with_grad_w) const {
+    const size_t recomputed = with_grad_w ? n_ * recomputed_tokens() * sizeof(float) : 0;
+    return Buffer::held(panel_bytes()) + Buffer::held(n_ * sizeof(RowState)) +
+           Buffer::held(recomputed) + context_.pool.threads() * Buffer::held(scratch_bytes());
+  }
+
   // dw of every vocabulary row, from logits that are computed again.
   Status accumulate_weight_gradient(float grad_scale, Rows grad_w) {
-    const size_t block = std::clamp<size_t>(kRecomputeFloats / n_ / blocks_.nr, 1, 64) * blocks_.nr;
+    const size_t block = recomputed_tokens();
     Buffer logits;
     LR_RETURN_IF_ERROR(logits.reserve(n_ * block * sizeof(float), "a block of logits"));
     float* p = logits.as<float>();
@@ -142,6 +145,15 @@ class HeadPass {
   }
 
  private:
+  size_t panel_bytes() const {
+    return (dh_ == nullptr ? 1 : 2) * group_blocks_ * block_floats_ * sizeof(float);
+  }
+  size_t scratch_bytes() const {  // of a worker
+    return std::max(chunk_rows_ * block_tokens_, channels_) * sizeof(float);
+  }
+  size_t recomputed_tokens() const {
+    return std::clamp<size_t>(kRecomputeFloats / n_ / blocks_.nr, 1, 64) * blocks_.nr;
+  }
   RowState& state(size_t row) const { return states_.as<RowState>()[row]; }
   // Pieces begin on whole panels, so that what lies before one is a whole number of pairs.
   float* inner_piece(size_t block, size_t piece, size_t columns) const {
@@ -285,6 +297,13 @@ Status check(const Matrix& w, const int32_t* targets, size_t n) {
 }
 
 }  // namespace
+
+size_t linear_cross_entropy_memory(Context& context, const Matrix& w, size_t n, bool with_dh,
+                                   bool with_grad_w) {
+  if (n == 0 || w.rows == 0 || w.cols == 0) return 0;
+  float placeholder;  // its address alone counts
+  return HeadPass(context, {}, w, nullptr, n, with_dh ? &placeholder : nullptr).memory(with_grad_w);
+}
 
 Status linear_cross_entropy(Context& context, ConstRows h, const Matrix& w,
                             const int32_t* targets, size_t n, float grad_scale, float* dh,

@@ -25,4 +25,7 @@ struct HeadLoss {
 Status linear_cross_entropy(Context&, ConstRows h, const Matrix& w, const int32_t* targets, size_t n, float grad_scale,
                             float* dh, Rows grad_w, HeadLoss* loss);
 
+// Bytes of memory that the call takes beside its arguments: the packed vocabulary rows and what each worker has of the logits.
+size_t linear_cross_entropy_memory(Context&, const Matrix& w, size_t n, bool with_dh, bool with_grad_w);
+
 }  // namespace lowrank

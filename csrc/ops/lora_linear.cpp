@@ -19,21 +19,26 @@ namespace {
 constexpr size_t kScaleRows = 128;    // of ds in a chunk
 constexpr size_t kBiasColumns = 256;  // of dy in a chunk
 
-// Memory between the products of one call. It belongs to the calling thread, grows to the largest
-// call and is freed when the thread ends, so models may share a thread and threads may run models
-// of their own.
-struct Scratch {
-  Buffer stacked;  // scaled A of several attachments, or the sum of their gradients
-  Buffer dropped;  // [T, in]: drop(x) in x's type, or what is to be dropped of dx
-  Buffer ds;       // [T, rank sum]
-  std::vector<GemmTerm> terms;
-  std::vector<GemmPart> parts;
-};
-
-Scratch& thread_scratch() {
-  thread_local Scratch scratch;
-  return scratch;
+template <class T>
+std::vector<T>& thread_list() {
+  thread_local std::vector<T> list;
+  return list;
 }
+
+// Memory between the products of one call. It is the pool's, so that there is one of it whichever thread calls, and grows to the
+// largest call.
+struct Scratch {
+  explicit Scratch(Context& context)
+      : stacked(context.pool.caller_buffer(ThreadPool::kStackedLora)),
+        dropped(context.pool.caller_buffer(ThreadPool::kDroppedRows)),
+        ds(context.pool.caller_buffer(ThreadPool::kLoraGradient)) {}
+
+  Buffer& stacked;  // scaled A of several attachments, or the sum of their gradients
+  Buffer& dropped;  // [T, in]: drop(x) in x's type, or what is to be dropped of dx
+  Buffer& ds;       // [T, rank sum]
+  std::vector<GemmTerm>& terms = thread_list<GemmTerm>();
+  std::vector<GemmPart>& parts = thread_list<GemmPart>();
+};
 
 struct Attached {
   const LoraAttachment* lora;
@@ -292,9 +297,19 @@ size_t lora_rank_sum(std::span<const Projection> group) {
   return sum;
 }
 
+void LoraMemory::add(std::span<const Projection> group, size_t in, size_t tokens) {
+  for (const Run& run : runs_of(group)) {
+    if (run.dropped()) dropped = std::max(dropped, tokens * in * sizeof(float));
+    stacked = std::max(stacked, run.ranks * in * sizeof(float));
+  }
+  ds = std::max(ds, tokens * lora_rank_sum(group) * sizeof(float));
+}
+
+size_t LoraMemory::total() const { return Buffer::held(stacked) + Buffer::held(dropped) + Buffer::held(ds); }
+
 Status lora_inner_forward(Context& context, const LinearArgs& args) {
   const OpTimer timer(context, OpKind::kLoraForward);
-  Scratch& scratch = thread_scratch();
+  Scratch scratch(context);
   const size_t ranks = lora_rank_sum(args.group);
   if (args.tokens == 0 || ranks == 0) return {};
   const std::vector<Run> runs = runs_of(args.group);
@@ -313,7 +328,7 @@ Status lora_linear_forward(Context& context, const LinearArgs& args, std::span<c
   if (!add.empty()) LR_RETURN_IF_ERROR(check(args, add, "rows to add to"));
   if (args.tokens == 0) return {};
   LR_RETURN_IF_ERROR(lora_inner_forward(context, args));
-  Scratch& scratch = thread_scratch();
+  Scratch scratch(context);
   const size_t ranks = lora_rank_sum(args.group);
 
   scratch.terms.clear();
@@ -353,7 +368,7 @@ Status lora_linear_backward(Context& context, const LinearArgs& args, std::span<
                  dx.stride, args.in);
   }
   if (args.tokens == 0) return {};
-  Scratch& scratch = thread_scratch();
+  Scratch scratch(context);
   const size_t ranks = lora_rank_sum(args.group);
 
   bool needs_ds = ranks > 0 && dx.data != nullptr;

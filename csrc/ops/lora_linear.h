@@ -38,6 +38,14 @@ struct Projection {
 // s holds [T, Σ r] over all attachments of the group, in order; the backward reads it.
 size_t lora_rank_sum(std::span<const Projection> group);
 
+// Bytes that the ops below keep in the pool between their products, for the groups that were added.
+struct LoraMemory {
+  size_t stacked = 0, dropped = 0, ds = 0;
+
+  void add(std::span<const Projection> group, size_t in, size_t tokens);
+  size_t total() const;
+};
+
 struct LinearArgs {
   size_t tokens, in;
   ConstRows x;               // [T, in]

@@ -15,12 +15,8 @@ namespace {
 constexpr size_t kAlignment = 128;
 constexpr double kClipEpsilon = 1e-6;  // as torch.nn.utils.clip_grad_norm_
 
-size_t gradient_bytes(const Parameter& parameter) { return round_up(parameter.elements() * parameter.element_bytes(), kAlignment); }
-
-size_t gradient_bytes(const Model& model) {
-  size_t bytes = 0;
-  for (const Parameter* parameter : model.trained()) bytes += gradient_bytes(*parameter);
-  return bytes;
+size_t padded_gradient_bytes(const Parameter& parameter) {
+  return round_up(parameter.elements() * parameter.element_bytes(), kAlignment);
 }
 
 // One key per micro-batch, so that no two draw the same dropout masks; and one for the rounding of a step.
@@ -52,7 +48,7 @@ Result<std::shared_ptr<Session>> Session::create(Context& context, std::shared_p
     const auto& no_decay = s.options_.no_decay;
     const bool decay = std::find(no_decay.begin(), no_decay.end(), parameter->name) == no_decay.end();
     s.trained_.push_back({parameter, parameter->type, s.gradients_.as<unsigned char>() + offset, decay});
-    offset += gradient_bytes(*parameter);
+    offset += padded_gradient_bytes(*parameter);
     s.gradient_by_id_.resize(std::max(s.gradient_by_id_.size(), parameter->id + 1));
     s.gradient_by_id_[parameter->id] = s.trained_.back().gradient;
   }
@@ -61,6 +57,12 @@ Result<std::shared_ptr<Session>> Session::create(Context& context, std::shared_p
   s.optimizer_ = std::move(optimizer.value());
   s.name_states();
   return session;
+}
+
+size_t Session::gradient_bytes(const Model& model) {
+  size_t bytes = 0;
+  for (const Parameter* parameter : model.trained()) bytes += padded_gradient_bytes(*parameter);
+  return bytes;
 }
 
 void Session::name_states() {
@@ -97,6 +99,13 @@ Status Session::accumulate(const Batch& batch, std::span<const int32_t> targets,
   return decoder_.loss(plan_, batch, targets, grad_scale, key, &workspace_, loss);
 }
 
+Status Session::evaluate(const Batch& batch, std::span<const int32_t> targets, Loss* loss) {
+  LR_RETURN_IF_ERROR(check_batch(model_->config(), batch));
+  const ModelPlan plan = make_plan(*model_, false, [](const Parameter&) -> void* { return nullptr; });
+  LR_RETURN_IF_ERROR(decoder_.forward(plan, batch, Mode::kForward, 0, &workspace_));
+  return decoder_.loss(plan, batch, targets, 1.0f, 0, &workspace_, loss);
+}
+
 Status Session::update(const UpdateOptions& options, UpdateResult* result) {
   LR_RETURN_IF_ERROR(check_trained());
   std::vector<GradientSpan> gradients;
@@ -128,27 +137,6 @@ Result<const Session::NamedState*> Session::find_state(const std::string& name) 
     if (state.name == name) return &state;
   }
   return error(Code::kInvalidOption, "the optimizer of this session has no state %s", name.c_str());
-}
-
-std::map<std::string, size_t> Session::plan() const { return estimate(context_, *model_, options_); }
-
-std::map<std::string, size_t> Session::estimate(const Context& context, const Model& model, const SessionOptions& options) {
-  std::map<std::string, size_t> components;
-  // With every trained parameter given some gradient the plan has the shape of the real one.
-  float placeholder = 0;
-  const ModelPlan plan = make_plan(model, true, [&](const Parameter& p) { return p.trainable ? &placeholder : nullptr; });
-  if (options.max_tokens > 0) {
-    const Context computing{context.pool, context.kernels, model.compute()};
-    components = Workspace::estimate(model.config(), plan, options.keep, activation_type(computing), options.max_tokens);
-  }
-  for (const Slot& slot : model.slots()) {
-    if (slot.owner != nullptr) components["weights"] += slot.value.rows * slot.value.stride;
-  }
-  for (const Parameter* parameter : model.adapter_parameters()) components["adapter"] += parameter->value.bytes();
-  components["gradients"] = gradient_bytes(model);
-  const std::vector<Parameter*> trained = model.trained();
-  components["optimizer"] = Optimizer::estimate(options.optimizer, std::vector<const Parameter*>(trained.begin(), trained.end()));
-  return components;
 }
 
 }  // namespace lowrank

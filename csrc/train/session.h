@@ -1,7 +1,6 @@
 // One training run's native state: gradients, optimizer and the workspace of a model's trained parameters.
 #pragma once
 
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,6 +31,8 @@ class Session {
 
   // Adds grad_scale · d(Σ nll) to the gradients. (seed, step, micro) choose the dropout masks.
   Status accumulate(const Batch&, std::span<const int32_t> targets, float grad_scale, uint64_t seed, uint64_t step, uint64_t micro, Loss*);
+  // Loss without gradients, dropout off, in the memory of the training: evaluating in between takes no more.
+  Status evaluate(const Batch&, std::span<const int32_t> targets, Loss*);
   // Clips, updates and zeroes the gradients.
   Status update(const UpdateOptions&, UpdateResult*);
   void zero_gradients();
@@ -51,12 +52,11 @@ class Session {
   void read_state(const NamedState& state, void* to) const { optimizer_->read_state(state.parameter, state.state, to); }
   void write_state(const NamedState& state, const void* from) { optimizer_->write_state(state.parameter, state.state, from); }
 
+  // Bytes of the gradients of what is trained in the model now.
+  static size_t gradient_bytes(const Model&);
+
   uint64_t optimizer_step() const { return optimizer_step_; }
   void set_optimizer_step(uint64_t step) { optimizer_step_ = step; }
-  std::map<std::string, size_t> plan() const;
-
-  // What a session would hold for these options, by component, before anything is allocated.
-  static std::map<std::string, size_t> estimate(const Context&, const Model&, const SessionOptions&);
 
  private:
   Session(Context& context, std::shared_ptr<Model> model, SessionOptions options);

@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { Command, InvalidArgumentError } from 'commander';
 import { LowrankError } from '../errors.ts';
+import type { EstimateFlags } from './estimate.ts';
 
 function positiveInteger(text: string): number {
   const value = Number(text);
@@ -34,6 +35,30 @@ program
     run(async () => {
       const { quickstart } = await import('./quickstart.ts');
       await quickstart(options);
+    }),
+  );
+
+program
+  .command('estimate')
+  .description('print what a training will hold in memory, whether that fits, and if not, what makes it fit')
+  .argument('<model>', 'config.json, folder, .gguf file or hub id')
+  .option('--batch <rows>', 'rows of a micro-batch', positiveInteger)
+  .option('--length <tokens>', 'tokens of the longest row', positiveInteger)
+  .option('--rank <r>', 'rank of the adapter', positiveInteger)
+  .option('--targets <names>', "linear layers with an adapter: names with commas between them, or 'all-linear'")
+  .option('--qlora', 'a base of 4 bits (NF4, double quantisation)')
+  .option('--checkpointing <what>', 'none, selective, full, every:<layers> or budget:<size>')
+  .option('--optim <name>', 'the optimizer, as in args.optim')
+  .option('--optimizer-memory <size>', 'most bytes of paged optimizer states in memory')
+  .option('--data <file>', 'the data: its longest rows count instead of --length')
+  .option('--device <device>', 'cpu (this machine), a size such as 8GiB, or a GPU such as rtx-4090', 'cpu')
+  .option('--task <task>', 'train, evaluate or generate', 'train')
+  .option('--options <file>', "LoraTrainer's other options, as JSON")
+  .option('--json', 'print the plan as JSON')
+  .action(async (model: string, flags: EstimateFlags) =>
+    run(async () => {
+      const { estimate } = await import('./estimate.ts');
+      await estimate(model, flags);
     }),
   );
 

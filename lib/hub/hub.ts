@@ -38,6 +38,15 @@ export function fetchModel(id: string, options: HubOptions = {}): Promise<string
   return fetchSnapshot(id, options, chooseModelFiles, ['config.json']);
 }
 
+/** Folder with at least the config.json of a model of the hub. */
+export function fetchModelConfig(id: string, options: HubOptions = {}): Promise<string> {
+  const chooseConfig: Choose = (_, files) => {
+    requireFile(id, files, 'config.json');
+    return files.filter((file) => file.path === 'config.json');
+  };
+  return fetchSnapshot(id, options, chooseConfig, ['config.json']);
+}
+
 /** Folder of an adapter of the hub in the cache. */
 export function fetchAdapter(id: string, options: HubOptions = {}): Promise<string> {
   return fetchSnapshot(id, options, chooseAdapterFiles, ['adapter_config.json', 'adapter_model.safetensors']);

@@ -28,7 +28,7 @@ export interface StreamedToken {
 }
 
 /** Tokens of a prompt run at once: bounds the workspace and how long an abort waits. */
-const kPrefillTokens = 512;
+export const kPrefillTokens = 512;
 
 /** Ids of a prompt. Text gets a beginning-of-sequence token where the tokenizer adds one; a conversation ends with the assistant's header. */
 export async function promptIds(core: ModelCore, prompt: Prompt): Promise<number[]> {

@@ -25,10 +25,9 @@ export function placeQuantized(config: ResolvedQuantizationConfig, source: Nativ
     nested: config.bnb4bitUseDoubleQuant,
     source,
   } as const;
-  const skips = skipRule(config.llmInt8SkipModules);
   let chosen: Set<string> | undefined;
   return async (model, slot, location) => {
-    chosen ??= linearWeights(model, skips);
+    chosen ??= quantizedSlots(model, config);
     const { file, info, unpermuteHeads } = location;
     if (!chosen.has(slot)) return otherwise(model, slot, location);
     if (!kFloatTypes.includes(info.dtype)) {
@@ -41,7 +40,9 @@ export function placeQuantized(config: ResolvedQuantizationConfig, source: Nativ
   };
 }
 
-function linearWeights(model: NativeModel, skips: (name: string) => boolean): Set<string> {
+/** The slots whose weights a configuration quantises. */
+export function quantizedSlots(model: NativeModel, config: ResolvedQuantizationConfig): Set<string> {
+  const skips = skipRule(config.llmInt8SkipModules);
   const chosen = modulesOf(model).filter(({ name, kind }) => kind === 'linear' && !skips(name));
   return new Set(chosen.map(({ weight }) => weight));
 }

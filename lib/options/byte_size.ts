@@ -10,3 +10,9 @@ export const byteSize = z.union([z.int().min(1), z.string().regex(SIZE, wanted)]
   const [, number, unit] = SIZE.exec(value)!;
   return Math.floor(Number(number) * UNITS[unit!]!);
 });
+
+/** The bytes that a value says; undefined where it is no size. */
+export function parseByteSize(value: unknown): number | undefined {
+  const parsed = byteSize.safeParse(value);
+  return parsed.success && parsed.data > 0 ? parsed.data : undefined;
+}

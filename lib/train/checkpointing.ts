@@ -10,20 +10,15 @@ const kInputs: NativeRetention = { mode: 'inputs', every: 1 };
  * What a forward keeps for its backward, as `args.gradientCheckpointing` says. For a budget: the first of everything, selective, and
  * inputs of every so manieth layer (the number that needs least) whose plan fits.
  *
- * @param plan the bytes of a training by component
+ * @param bytesOf what the training would take
  * @throws OUT_OF_MEMORY where no way of keeping fits the budget
  */
-export function retentionOf(
-  wanted: GradientCheckpointing,
-  layers: number,
-  plan: (keep: NativeRetention) => Record<string, number>,
-): NativeRetention {
+export function retentionOf(wanted: GradientCheckpointing, layers: number, bytesOf: (keep: NativeRetention) => number): NativeRetention {
   if (wanted === false) return kKeepAll;
   if (wanted === true || wanted === 'full') return kInputs;
   if (wanted === 'selective') return kSelective;
   if ('every' in wanted) return { mode: 'inputs', every: Math.min(wanted.every, layers) };
 
-  const bytesOf = (keep: NativeRetention) => Object.values(plan(keep)).reduce((sum, bytes) => sum + bytes, 0);
   for (const keep of [kKeepAll, kSelective]) {
     if (bytesOf(keep) <= wanted.budget) return keep;
   }

@@ -78,7 +78,7 @@ export class NativeTrainable implements Trainable {
   }
 
   evaluate(batch: NativeTrainBatch): Promise<NativeLoss> {
-    return this.#weights.model.core.run((model) => model.evaluate(batch));
+    return this.#weights.model.core.run(() => this.#session.evaluate(batch));
   }
 
   saveWeights(folder: string): Promise<void> {

@@ -2,9 +2,14 @@ import { Dataset } from '../data/dataset.ts';
 import { loadDataset } from '../data/load.ts';
 import { prepareToRender } from '../data/prepare_to_render.ts';
 import { LowrankError } from '../errors.ts';
+import { describeSource } from '../memory/described_model.ts';
+import { thisMachine } from '../memory/device.ts';
+import { type MemoryPlan, totalBytes } from '../memory/plan.ts';
+import { planMemory } from '../memory/planner.ts';
+import { processMemory } from '../memory/process_memory.ts';
 import { CausalLM } from '../model/causal_lm.ts';
 import { getPeftModel, PeftModel } from '../model/peft_model.ts';
-import { type NativeComputeType, type NativeRetention, type NativeTrainBatch, native } from '../native.ts';
+import { type NativeComputeType, type NativeLoss, type NativeRetention, type NativeTrainBatch, native } from '../native.ts';
 import { withCommas } from '../numbers.ts';
 import type { DataSource } from '../options/data_source.ts';
 import { parseTrainerOptions, type ResolvedTrainerOptions, type TrainerOptions } from '../options/trainer_options.ts';
@@ -19,9 +24,6 @@ import { TrainedModel } from './trained_model.ts';
 import type { TrainedWeights } from './trained_weights.ts';
 import { UnitData } from './training_data.ts';
 import { type FullTrainResult, runTraining, type TrainResult } from './training_run.ts';
-
-/** Bytes that a training holds, by component. */
-export type TrainingMemory = Record<string, number>;
 
 /** Of a training whose `peftConfig` is null, and of others. */
 type ModelOf<Full> = [Full] extends [null] ? CausalLM : PeftModel;
@@ -100,7 +102,7 @@ export class LoraTrainer<Full extends null | undefined = undefined> {
       try {
         const evaluation = prepared.held && {
           rows: prepared.held.units,
-          run: (isStopped: () => boolean) => this.#evaluate(prepared, isStopped),
+          run: (isStopped: () => boolean) => this.#evaluate(prepared, isStopped, (batch) => trainable.evaluate(batch)),
         };
         const request = { args, callbacks, signal, trainable, data: prepared.train, evaluation, progress: this.#progress };
         const { folder, ...summary } = yield* runTraining(request);
@@ -136,25 +138,38 @@ export class LoraTrainer<Full extends null | undefined = undefined> {
   }
 
   /**
-   * What a training will hold in memory, in bytes by component. Loads the model and the data, which are mapped or small (but weights that are trained
-   * themselves), and allocates nothing else.
+   * What a training will hold in memory at its peak, in bytes by component, as `estimateMemory` tells it before there is a model. Loads the model
+   * and the data, which are mapped or small (but weights that are trained themselves), and allocates nothing else.
    */
-  async plan(): Promise<TrainingMemory> {
-    const prepared = await this.#prepare();
-    const keep = await this.#retention(prepared);
-    const optimizer = optimizerOf(this.#options.args);
-    return await prepared.weights.model.core.run((model) =>
-      native().planSession(model, { maxTokens: prepared.maxTokens, keep, optimizer }),
-    );
+  async plan(): Promise<MemoryPlan> {
+    const { args, peftConfig, layers } = this.#options;
+    const { weights, train, held } = await this.#prepare();
+    return await planMemory({
+      described: await describeSource(weights.model),
+      peftConfig: peftConfig === null ? null : undefined,
+      layers,
+      quantizationConfig: undefined,
+      args,
+      task: 'train',
+      device: thisMachine(),
+      tokensOf: (rows, length) => Math.min(rows * length, train.largest(rows)),
+      dataTokens: train.summary.tokens + (held?.summary.tokens ?? 0),
+    });
   }
 
   /** What a training's forward keeps. The model goes on computing in the training's type. */
-  async #retention({ weights, maxTokens }: Prepared): Promise<NativeRetention> {
+  async #retention({ weights, train, held, maxTokens }: Prepared): Promise<NativeRetention> {
     const optimizer = optimizerOf(this.#options.args);
-    return await weights.model.core.run((model) => {
+    const dataTokens = train.summary.tokens + (held?.summary.tokens ?? 0);
+    const { core } = weights.model;
+    return await core.run((model) => {
       model.setCompute(this.#computeType(weights));
-      return retentionOf(this.#options.args.gradientCheckpointing, model.config.layers, (keep) =>
-        native().planSession(model, { maxTokens, keep, optimizer }),
+      const { layers, vocabSize } = model.config;
+      const process = processMemory({ vocabSize, hasTokenizer: core.hasTokenizer, dataTokens });
+      return retentionOf(
+        this.#options.args.gradientCheckpointing,
+        layers,
+        (keep) => totalBytes(native().planSession(model, { maxTokens, keep, optimizer })) + process,
       );
     });
   }
@@ -225,7 +240,12 @@ export class LoraTrainer<Full extends null | undefined = undefined> {
     return await UnitData.from(dataset, packInto, name);
   }
 
-  async #evaluate({ weights, held, maxTokens }: Prepared, isStopped: () => boolean): Promise<EvaluationMetrics | undefined> {
+  /** `within`: how a training that runs evaluates a batch in its own memory. */
+  async #evaluate(
+    { weights, held, maxTokens }: Prepared,
+    isStopped: () => boolean,
+    within?: (batch: NativeTrainBatch) => Promise<NativeLoss>,
+  ): Promise<EvaluationMetrics | undefined> {
     if (!held) throw new LowrankError('INVALID_OPTION', 'evalDataset: found nothing, expected data to evaluate on');
     // No batch is larger than training's largest, so that evaluating never takes more memory.
     const batches = held.batches(this.#options.args.perDeviceEvalBatchSize, maxTokens);
@@ -235,7 +255,7 @@ export class LoraTrainer<Full extends null | undefined = undefined> {
         model.setCompute(computeType);
         return model.evaluate(batch);
       });
-    return await evaluateBatches(batches, evaluate, isStopped);
+    return await evaluateBatches(batches, within ?? evaluate, isStopped);
   }
 
   #computeType({ model }: TrainedWeights): NativeComputeType {
