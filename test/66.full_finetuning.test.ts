@@ -13,16 +13,25 @@ import { OPTIMIZERS, type OptimizerName } from '../lib/options/optimizers.ts';
 import type { TrainedLayers } from '../lib/options/trained_layers.ts';
 import type { TrainerOptions } from '../lib/options/trainer_options.ts';
 import type { TrainingArguments } from '../lib/options/training_arguments.ts';
+import { TrainedModel } from '../lib/train/trained_model.ts';
 import { LoraTrainer } from '../lib/train/trainer.ts';
 import { llamaConfig, tokenRows } from './60.trainer.llama.ts';
-import { readArrays, readJson, valuesOf } from './support/parity.ts';
+import { assertClose, parityGguf, parityModel, readArrays, readJson, type Values, valuesOf } from './support/parity.ts';
 import { assertFails } from './support/tiny_models.ts';
 
 type FullOptions = TrainerOptions<null> & { peftConfig: null };
 
 /** Lion takes steps of full size in every direction, SGD tiny ones. */
 const rateOf = (optim: OptimizerName) => (optim.includes('lion') ? 1e-3 : optim === 'sgd' ? 0.3 : 5e-3);
-const kTypes = ['float32'] as const;
+const kTypes = ['float32', 'bfloat16'] as const;
+
+/** To nearest, even where halfway. */
+function toBf16(value: number): number {
+  const bits = new Uint32Array(Float32Array.of(value).buffer);
+  const word = bits[0] as number;
+  bits[0] = (word + 0x7fff + ((word >>> 16) & 1)) & 0xffff0000;
+  return new Float32Array(bits.buffer)[0] as number;
+}
 
 describe('full fine-tuning', () => {
   const folders: string[] = [];
@@ -169,6 +178,90 @@ describe('full fine-tuning', () => {
       }
     });
   }
+
+  it('learns in bfloat16 as in float32 where rounding to nearest would stand still', async () => {
+    const start = newFolder();
+    await (await newModel('bfloat16')).savePretrained(start);
+    const steps = 64;
+    const learningRate = 1e-5;
+    const learnt = async (dtype: Dtype, outputDir: string, seed: number) => {
+      const model = await CausalLM.fromPretrained(start, { dtype });
+      const args = {
+        outputDir,
+        seed,
+        dataSeed: 1,
+        maxSteps: steps,
+        learningRate,
+        weightDecay: 0,
+        bf16: false,
+        saveStrategy: 'no',
+      } as const;
+      await train(args, { model });
+      return readArrays(join(outputDir, 'model.safetensors'));
+    };
+    const before = readArrays(join(start, 'model.safetensors'));
+    const exact = await learnt('float32', newFolder(), 1);
+    const matrices = [...before].filter(([, { shape }]) => shape.length === 2).map(([name]) => name);
+    const all = (values: Map<string, Values>) => matrices.flatMap((name) => [...valuesOf(values, name).data]);
+    const weightsBefore = all(before);
+    const moves = all(exact).map((value, i) => value - (weightsBefore[i] as number));
+    const still = weightsBefore.filter((value) => toBf16(value + learningRate) === value && toBf16(value - learningRate) === value);
+    assert.ok(still.length > 0.9 * weightsBefore.length, `${still.length} of ${weightsBefore.length}`);
+
+    const results = [];
+    for (const seed of [1, 1, 2]) {
+      const rounded = all(await learnt('bfloat16', newFolder(), seed));
+      results.push(rounded.join());
+      // How far it went along float32's way: 1 but for noise, which is 0.5 % with so many weights. Rounding to nearest stays below 0.1.
+      const along = moves.reduce((sum, move, i) => sum + move * ((rounded[i] as number) - (weightsBefore[i] as number)), 0);
+      const ratio = along / moves.reduce((sum, move) => sum + move * move, 0);
+      assert.ok(Math.abs(ratio - 1) < 0.05, `${ratio} of the way with the seed ${seed}`);
+    }
+    assert.equal(results[1], results[0]);
+    assert.notEqual(results[2], results[0]);
+  });
+
+  it('decodes float16 and block types, frozen ones too, into the type that is trained', async () => {
+    const gguf = parityGguf('llama_k_quants').path;
+    const half = parityModel('llama_multi_query').folder;
+    for (const [source, dtype, note] of [
+      [gguf, 'auto', /^weights: bfloat16, updated with stochastic rounding, decoded from .*Q4_K/],
+      [gguf, 'float32', /^weights: float32, decoded from .*Q4_K/],
+      [half, 'auto', /^weights: bfloat16, updated with stochastic rounding, decoded from F16$/],
+      [half, 'float32', /^weights: float32$/],
+    ] as const) {
+      const model = await CausalLM.fromPretrained(source, { dtype });
+      const layers = { trained: ['norm'] };
+      const inputIds = [[1, 2, 3, 4]];
+      const original = await model.forward({ inputIds });
+      const { notes } = await TrainedModel.create(model, layers);
+      assert.match(notes.join(), note);
+      const outputDir = newFolder();
+      await train(
+        { outputDir, maxSteps: 1, learningRate: 0, weightDecay: 0 },
+        { model, layers, trainDataset: [{ inputIds: [1, 2, 3, 4] }] },
+      );
+      const saved = await CausalLM.fromPretrained(outputDir);
+      const stored = new Set(saved.parameters().flatMap(({ shape, dtype: type }) => (shape.length === 2 ? [type] : [])));
+      assert.deepEqual([...stored], [dtype === 'float32' ? 'F32' : 'BF16']);
+      const logits = await saved.forward({ inputIds });
+      assert.deepEqual(logits.data, (await model.forward({ inputIds })).data);
+      // Exact in float32 but for the order of sums; bfloat16 has 8 bits.
+      assertClose(source, logits, original, dtype === 'float32' ? 1e-5 : 2e-2);
+    }
+  });
+
+  it("resumes from the checkpoint's own folder as the model", async () => {
+    for (const dtype of kTypes) {
+      const whole = newFolder();
+      const layers = { frozen: [0, 'embed_tokens'] };
+      await train({ outputDir: whole }, { dtype, layers });
+      const checkpoint = join(whole, 'checkpoint-4');
+      const outputDir = newFolder();
+      await train({ outputDir, resumeFromCheckpoint: checkpoint }, { model: checkpoint as never, layers });
+      assert.ok(weights(outputDir).equals(weights(whole)));
+    }
+  });
 
   it('ends with the best checkpoint, keeps as many as it should, and steps one by one', async () => {
     const outputDir = newFolder();

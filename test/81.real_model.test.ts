@@ -175,6 +175,35 @@ describe('the real SmolLM2-135M-Instruct from its GGUF, beside Transformers and 
     const { loss } = await trainer.model.loss({ inputIds: firstBatch, labels: firstBatch });
     assertNear('loss on the first batch afterwards', loss, expected.finalLossOnFirstBatch, 1e-3);
   });
+
+  it('trains itself, in bfloat16 weights and a bounded memory, and its folder gives what it learnt', async () => {
+    const batch = read<Training>('training').batches[0] as number[][];
+    const outputDir = join(folder, 'tuned');
+    const trainer = new LoraTrainer({
+      model: await fetchSmolLm2(),
+      trainDataset: batch.map((inputIds) => ({ inputIds })),
+      peftConfig: null,
+      args: {
+        outputDir,
+        bf16: false,
+        maxSteps: 6,
+        perDeviceTrainBatchSize: batch.length,
+        lrSchedulerType: 'constant',
+        optim: 'paged_adamw_8bit',
+        optimizerMemory: '64MiB',
+        gradientCheckpointing: true,
+        saveStrategy: 'no',
+        logLevel: 'error',
+      },
+    });
+    const losses: number[] = [];
+    for await (const step of trainer.steps()) losses.push(step.loss);
+    assert.ok((losses[5] as number) < 0.9 * (losses[0] as number), losses.join(', '));
+    await using tuned = await CausalLM.fromPretrained(outputDir);
+    const labelled = { inputIds: batch, labels: batch };
+    assert.equal((await tuned.loss(labelled)).loss, (await trainer.model.loss(labelled)).loss);
+    await trainer.dispose();
+  });
 });
 
 function logProbabilities(logits: Float32Array): Float32Array {

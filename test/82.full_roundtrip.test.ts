@@ -16,8 +16,8 @@ import {
 import { pythonWithPeft, runPeft } from './support/real_peft.ts';
 
 const kLogits = 1e-4;
-/** Tied heads and not, biases, windows. */
-const kModels = ['llama_tied', 'llama_yarn', 'qwen2_window', 'qwen2_full'];
+/** Float types of files, tied heads and not, shards, biases, windows. */
+const kModels = ['llama_tied', 'llama_bias', 'llama_multi_query', 'mistral_window', 'qwen2_window', 'qwen2_full'];
 
 const python = pythonWithPeft();
 

@@ -35,6 +35,12 @@ describe('examples', function () {
     assert.match(recalled, /Copper Kettle/);
   });
 
+  it('full.ts teaches the facts to the model itself, which answers from its folder', async () => {
+    const trained = await run('examples/full.ts', model, join(folder, 'tuned'));
+    assert.match(trained, /model in .*tuned/);
+    assert.match(trained, /Copper Kettle/);
+  });
+
   it('the command line answers a wrong option and a missing file in one line', async () => {
     const failure = await promisify(execFile)(process.execPath, ['dist/cli/main.js', 'quickstart', '--data', join(folder, 'none.jsonl')], {
       cwd: root,
