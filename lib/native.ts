@@ -275,8 +275,9 @@ export interface NativeSession {
   optimizerStep: number;
   /** The tensors of the optimizer's state, named `${state}.${parameter}`; dtype F32 or U8. */
   optimizerStates(): { name: string; dtype: string; shape: number[] }[];
-  /** The bytes of one of them. */
-  readOptimizer(name: string): Promise<Uint8Array>;
+  /** Writes them all into a safetensors file, like writeSafetensors(); one is in memory at a time. */
+  saveOptimizer(path: string, metadata: Record<string, string>): Promise<void>;
+  /** Sets the bytes of one of them. */
   writeOptimizer(name: string, bytes: Uint8Array): Promise<void>;
   /** Like the model's, in the memory of the session: evaluating within a training takes no more. */
   evaluate(batch: NativeTrainBatch): Promise<NativeLoss>;

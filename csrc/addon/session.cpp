@@ -3,8 +3,10 @@
 
 #include <algorithm>
 
+#include "addon/files.h"
 #include "addon/model_object.h"
 #include "addon/module.h"
+#include "formats/safetensors_writer.h"
 #include "ops/dequantize.h"
 
 namespace lowrank::addon {
@@ -21,7 +23,7 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject> {
                         InstanceMethod("readGradient", &SessionObject::read_gradient),
                         InstanceAccessor("optimizerStep", &SessionObject::optimizer_step, &SessionObject::set_optimizer_step),
                         InstanceMethod("optimizerStates", &SessionObject::optimizer_states),
-                        InstanceMethod("readOptimizer", &SessionObject::read_optimizer),
+                        InstanceMethod("saveOptimizer", &SessionObject::save_optimizer),
                         InstanceMethod("writeOptimizer", &SessionObject::write_optimizer), InstanceMethod("evaluate", &SessionObject::evaluate),
                         InstanceMethod("dispose", &SessionObject::dispose)});
   }
@@ -88,7 +90,7 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject> {
     if (idle(info.Env()) && get_size(value, "optimizerStep", &step)) session_->set_optimizer_step(step);
   }
   Napi::Value optimizer_states(const Napi::CallbackInfo& info);
-  Napi::Value read_optimizer(const Napi::CallbackInfo& info);
+  Napi::Value save_optimizer(const Napi::CallbackInfo& info);
   Napi::Value write_optimizer(const Napi::CallbackInfo& info);
   Napi::Value dispose(const Napi::CallbackInfo& info) {
     session_.reset();
@@ -190,17 +192,22 @@ Napi::Value SessionObject::optimizer_states(const Napi::CallbackInfo& info) {
   return list;
 }
 
-Napi::Value SessionObject::read_optimizer(const Napi::CallbackInfo& info) {
-  const Session::NamedState* state = state_of(info);
-  if (state == nullptr) return info.Env().Undefined();
-  Napi::Uint8Array bytes = Napi::Uint8Array::New(info.Env(), state->tensor.bytes());
+Napi::Value SessionObject::save_optimizer(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  std::string path;
+  MetadataStrings metadata;
+  if (!idle(env) || !get_string(info[0], "path", &path) || !get_metadata(env, info[1], &metadata)) return env.Undefined();
   return run_async(
-      info.Env(),
-      [running = std::make_shared<Running>(state_), session = session_, state, to = bytes.Data()] {
-        session->read_state(*state, to);
-        return Status();
+      env,
+      [running = std::make_shared<Running>(state_), session = session_, path, metadata] {
+        std::vector<TensorToWrite> tensors;
+        for (const Session::NamedState& state : session->optimizer_states()) {
+          tensors.push_back({.name = state.name, .dtype = state.tensor.type, .shape = state.tensor.shape, .bytes = state.tensor.bytes(),
+                             .gather = [&session, &state](void* to) { session->read_state(state, to); }});
+        }
+        return write_safetensors(path, std::move(tensors), metadata);
       },
-      bytes);
+      [](Napi::Env done) { return done.Undefined(); }, Napi::Object::New(env));
 }
 
 Napi::Value SessionObject::write_optimizer(const Napi::CallbackInfo& info) {

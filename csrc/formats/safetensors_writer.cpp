@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "core/buffer.h"
 #include "core/checked.h"
 #include "formats/atomic_file.h"
 #include "formats/safetensors_types.h"
@@ -155,8 +156,16 @@ Status write_safetensors(const std::string& path, std::vector<TensorToWrite> ten
   LR_RETURN_IF_ERROR(file.open());
   LR_RETURN_IF_ERROR(file.write(length, sizeof length));
   LR_RETURN_IF_ERROR(file.write(header.data(), header.size()));
-  for (const TensorToWrite& tensor : tensors)
-    LR_RETURN_IF_ERROR(file.write(tensor.data, tensor.bytes));
+  Buffer gathered;
+  for (const TensorToWrite& tensor : tensors) {
+    const void* data = tensor.data;
+    if (tensor.gather) {
+      LR_RETURN_IF_ERROR(gathered.reserve(tensor.bytes, tensor.name.c_str()));
+      tensor.gather(gathered.as<>());
+      data = gathered.as<>();
+    }
+    LR_RETURN_IF_ERROR(file.write(data, tensor.bytes));
+  }
   return file.commit();
 }
 

@@ -1,18 +1,13 @@
 import { join } from 'node:path';
 import { LowrankError, shown } from '../errors.ts';
 import { openTensorFile } from '../model/tensor_source.ts';
-import { call, type NativeSession, type NativeTensorData, native } from '../native.ts';
+import type { NativeSession } from '../native.ts';
 
 const OPTIMIZER_FILE = 'optimizer.safetensors';
 
 /** Writes the optimizer's states into `folder`; `format` names the optimizer. */
 export async function writeOptimizer(session: NativeSession, folder: string, format: string): Promise<void> {
-  const tensors: NativeTensorData[] = [];
-  for (const { name, dtype, shape } of session.optimizerStates()) {
-    tensors.push({ name, dtype, shape, data: await session.readOptimizer(name) });
-  }
-  const metadata = { optimizer: format, step: String(session.optimizerStep) };
-  await call(() => native().writeSafetensors(join(folder, OPTIMIZER_FILE), tensors, metadata));
+  await session.saveOptimizer(join(folder, OPTIMIZER_FILE), { optimizer: format, step: String(session.optimizerStep) });
 }
 
 /**
