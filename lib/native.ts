@@ -69,11 +69,13 @@ export interface NativeRopeConfig {
   truncate?: boolean;
 }
 
-/** What a forward keeps for its backward: all, what attention made and inputs, or the inputs of every so manieth layer. */
-export interface NativeRetention {
-  mode: 'all' | 'selective' | 'inputs';
-  every: number;
-}
+/**
+ * What a forward keeps for its backward: all, what attention made and inputs, or the inputs of every so manieth layer, which with a folder lie in a
+ * file there; or all in some layers, what attention made in some, and inputs in the others.
+ */
+export type NativeRetention =
+  | { mode: 'all' | 'selective' | 'inputs'; every: number; folder?: string }
+  | { mode: 'mixed'; all: number; selective: number; folder?: undefined };
 
 /** The decoder as data: see csrc/model/config.h. */
 export interface NativeModelConfig {

@@ -262,6 +262,7 @@ onLinux('the peak of a training', function () {
     ['QLoRA', { quantizationConfig: nf4, args: { optim: 'paged_adamw_8bit' } }],
     ['full checkpointing', { args: { gradientCheckpointing: true } }, { rows: 8 }],
     ['selective checkpointing', { args: { gradientCheckpointing: 'selective' } }, { rows: 8 }],
+    ['checkpoints in a file', { args: { gradientCheckpointing: 'offload' } }, { rows: 8 }],
     ['checkpointing every third layer', { args: { gradientCheckpointing: { every: 3 } } }, { rows: 8 }],
     ['one long row', {}, { rows: 1, length: 4096 }],
   ];

@@ -403,7 +403,7 @@ Napi::Value ModelObject::logits(const Napi::CallbackInfo& info) {
         const Decoder decoder(context, model.config());
         const ModelPlan plan = inference_plan(model);
         Workspace workspace;
-        LR_RETURN_IF_ERROR(decoder.forward(plan, batch->view(), Mode::kForward, 0, &workspace));
+        LR_RETURN_IF_ERROR(decoder.forward(plan, batch->view(), keep_nothing(), 0, &workspace));
         std::vector<size_t> rows(batch->ids.size());
         for (size_t t = 0; t < rows.size(); ++t) rows[t] = t;
         return decoder.logits(plan, rows, &workspace, out);
@@ -432,7 +432,7 @@ Napi::Value ModelObject::evaluate(const Napi::CallbackInfo& info) {
         const Decoder decoder(context, model.config());
         const ModelPlan plan = inference_plan(model);
         Workspace workspace;
-        LR_RETURN_IF_ERROR(decoder.forward(plan, job->batch.view(), Mode::kForward, 0, &workspace));
+        LR_RETURN_IF_ERROR(decoder.forward(plan, job->batch.view(), keep_nothing(), 0, &workspace));
         return decoder.loss(plan, job->batch.view(), job->batch.targets, 1.0f, 0, &workspace, &job->loss);
       },
       [job](Napi::Env result_env) { return loss_object(result_env, job->loss); }, Value());

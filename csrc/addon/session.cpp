@@ -253,20 +253,24 @@ bool get_optimizer_options(const Napi::Value& value, OptimizerOptions* out) {
   return get_size(window, "optimizer.window", &out->window) && get_string(object.Get("folder"), "optimizer.folder", &out->folder);
 }
 
+// { mode, every } or { mode: 'mixed', all, selective }, and a folder where inputs are parked.
 bool get_retention(const Napi::Value& value, Retention* out) {
-  static constexpr std::pair<const char*, Mode> kModes[] = {
-      {"all", Mode::kTrain}, {"selective", Mode::kSelective}, {"inputs", Mode::kCheckpointed}};
-  std::string name;
-  const Napi::Value fields = value.IsObject() ? value : Napi::Object::New(value.Env());
-  if (!get_string(fields.As<Napi::Object>().Get("mode"), "keep.mode", &name)) return false;
-  if (!get_size(fields.As<Napi::Object>().Get("every"), "keep.every", &out->every)) return false;
-  for (const auto& [known, mode] : kModes) {
-    if (name != known || out->every == 0) continue;
-    out->mode = mode;
-    return true;
+  std::string mode;
+  const Napi::Object fields = (value.IsObject() ? value : Napi::Object::New(value.Env())).As<Napi::Object>();
+  if (!get_string(fields.Get("mode"), "keep.mode", &mode)) return false;
+  *out = {.training = true};
+  const Napi::Value folder = fields.Get("folder");
+  if (!folder.IsUndefined() && !get_string(folder, "keep.folder", &out->folder)) return false;
+  if (mode == "mixed") {
+    return get_size(fields.Get("all"), "keep.all", &out->all) && get_size(fields.Get("selective"), "keep.selective", &out->selective);
   }
-  throw_status(value.Env(), error(Code::kInvalidOption, "keep is '%s' every %zu; expected all, selective or inputs, and every of 1 or more",
-                                  name.c_str(), out->every));
+  if (!get_size(fields.Get("every"), "keep.every", &out->every)) return false;
+  if (mode == "all") out->all = SIZE_MAX;
+  if (mode == "selective") out->selective = SIZE_MAX;
+  const bool is_known = mode == "all" || mode == "selective" || mode == "inputs";
+  if (is_known && out->every > 0 && (out->every == 1 || (mode == "inputs" && out->folder.empty()))) return true;
+  throw_status(value.Env(), error(Code::kInvalidOption, "keep is '%s' every %zu; expected mixed, all, selective or inputs, and every of 1, or with inputs more",
+                                  mode.c_str(), out->every));
   return false;
 }
 

@@ -146,9 +146,9 @@ Status Decoder::finish_block(const LayerPlan& plan, const float* input, size_t t
 }
 
 // What block_backward reads and was not kept, with the bits it had. `mid` and `hidden_ffn` never are: a fortieth of a step buys a tenth of
-// the memory. `kept`: all else was.
+// the memory. `kept`: all else was; `has_attention`: what attention made was.
 Status Decoder::recompute(const LayerPlan& plan, const Batch& batch, const float* input, uint64_t seed, const BlockSaved& saved,
-                          bool kept, Workspace* w) const {
+                          bool kept, bool has_attention, Workspace* w) const {
   const size_t tokens = batch.ids.size();
   if (kept) {
     LR_RETURN_IF_ERROR(add_attention(plan, input, tokens, seed, saved, w));
@@ -156,7 +156,7 @@ Status Decoder::recompute(const LayerPlan& plan, const Batch& batch, const float
     return swiglu_forward(context_, rows.gate, rows.up, tokens, config_.ffn, w->hidden_ffn);
   }
   LR_RETURN_IF_ERROR(project_qkv(plan, input, tokens, seed, saved, w));
-  if (w->keep.mode != Mode::kSelective) LR_RETURN_IF_ERROR(attend(plan, batch, saved));
+  if (!has_attention) LR_RETURN_IF_ERROR(attend(plan, batch, saved));
   LR_RETURN_IF_ERROR(add_attention(plan, input, tokens, seed, saved, w));
   LR_RETURN_IF_ERROR(gate_up(plan, tokens, seed, saved, w));
   return lora_inner_forward(context_, linear_args(plan.down, tokens, w->hidden_ffn, saved.s_down, seed));
@@ -170,11 +170,12 @@ Status Decoder::run_blocks(const ModelPlan& plan, const Batch& batch, size_t beg
     LR_RETURN_IF_ERROR(project_qkv(plan.layers[l], w->inputs[l], tokens, seed, saved, w));
     LR_RETURN_IF_ERROR(attend(plan.layers[l], batch, saved));
     LR_RETURN_IF_ERROR(finish_block(plan.layers[l], w->inputs[l], tokens, seed, saved, w, w->inputs[l + 1]));
+    if (l >= plan.lowest_trained_layer && l + 1 < plan.layers.size()) w->park(l);  // the last is read at once
   }
   return {};
 }
 
-Status Decoder::forward(const ModelPlan& plan, const Batch& batch, Retention keep, uint64_t seed, Workspace* w) const {
+Status Decoder::forward(const ModelPlan& plan, const Batch& batch, const Retention& keep, uint64_t seed, Workspace* w) const {
   const size_t tokens = batch.ids.size();
   LR_RETURN_IF_ERROR(w->prepare(config_, plan, keep, activation_type(context_), tokens));
   LR_RETURN_IF_ERROR(rope_tables(batch, 0, tokens, w));
@@ -195,7 +196,7 @@ Status Decoder::forward_cached(const ModelPlan& plan, const Batch& batch, std::s
     }
     sequences.push_back({begin, length, rows[i] * cache->capacity(), cached + length});
   }
-  LR_RETURN_IF_ERROR(w->prepare(c, plan, Mode::kForward, DType::kF32, tokens));
+  LR_RETURN_IF_ERROR(w->prepare(c, plan, keep_nothing(), DType::kF32, tokens));
   for (const AttentionSequence& s : sequences) LR_RETURN_IF_ERROR(rope_tables(batch, s.q_begin, s.q_begin + s.q_len, w));
   LR_RETURN_IF_ERROR(embedding_forward(context_, plan.embedding, batch.ids.data(), tokens, w->inputs[0]));
   for (size_t l = 0; l < plan.layers.size(); ++l) {
@@ -247,7 +248,7 @@ Status Decoder::loss(const ModelPlan& plan, const Batch& batch, std::span<const 
   loss->tokens = rows.size();
   if (rows.empty()) return {};
 
-  const bool training = w->keep.mode != Mode::kForward;
+  const bool training = w->keep.training;
   const size_t n = rows.size();
   gather_rows(context_, w->inputs[plan.layers.size()], rows, c.hidden, w->head_in);
   LR_RETURN_IF_ERROR(rmsnorm_forward(context_, w->head_in, plan.norm, c.norm_eps, n, c.hidden, w->head_normed, w->inv_rms_head));
@@ -270,16 +271,20 @@ Status Decoder::loss(const ModelPlan& plan, const Batch& batch, std::span<const 
 Status Decoder::backward(const ModelPlan& plan, const Batch& batch, uint64_t seed, Workspace* w) const {
   const size_t tokens = batch.ids.size();
   const size_t layers = plan.layers.size();
-  for (size_t l = layers; l-- > plan.lowest_trained_layer;) {
+  const size_t first = plan.lowest_trained_layer, every = w->keep.every;
+  for (size_t l = layers; l-- > first;) {
     const LayerPlan& layer = plan.layers[l];
     const BlockSaved& saved = w->blocks[l];
-    const bool ends_segment = w->keep.mode == Mode::kCheckpointed && (l + 1) % w->keep.every == 0 && l + 1 < layers;
-    if (ends_segment) LR_RETURN_IF_ERROR(run_blocks(plan, batch, l + 1 - w->keep.every, l, seed, w));
+    const Keep keep = w->keep.of(l - first);
+    const bool ends_segment = keep == Keep::kInput && (l + 1 - first) % every == 0 && l + 1 < layers;
+    if (l > first) w->fetch(l - 1);
+    if (ends_segment && every > 1) LR_RETURN_IF_ERROR(run_blocks(plan, batch, l + 1 - every, l, seed, w));
     // The last block's rows are still those of the forward, and within a segment those of its second run.
-    const bool kept = l + 1 == layers || (w->keep.mode != Mode::kSelective && !ends_segment);
-    LR_RETURN_IF_ERROR(recompute(layer, batch, w->inputs[l], seed, saved, kept, w));
+    const bool kept = l + 1 == layers || (keep != Keep::kSelective && !ends_segment);
+    LR_RETURN_IF_ERROR(recompute(layer, batch, w->inputs[l], seed, saved, kept, keep == Keep::kSelective, w));
     const bool needs_input_gradient = l > plan.lowest_trained_layer || plan.grad_embedding.data != nullptr;
     LR_RETURN_IF_ERROR(block_backward(layer, batch, w->inputs[l], seed, saved, needs_input_gradient, w));
+    w->park(l);
   }
   if (plan.grad_embedding.data == nullptr) return {};
   return embedding_backward(context_, batch.ids.data(), tokens, w->d_stream, config_.vocab, config_.hidden, plan.grad_embedding);

@@ -31,7 +31,7 @@ class Decoder {
   Decoder(Context& context, const DecoderConfig& config) : context_(context), config_(config) {}
 
   // Runs the blocks; the last output is at workspace.inputs[layers]. The workspace is prepared here.
-  Status forward(const ModelPlan&, const Batch&, Retention, uint64_t seed, Workspace*) const;
+  Status forward(const ModelPlan&, const Batch&, const Retention&, uint64_t seed, Workspace*) const;
 
   // The same over new tokens of a cache's rows; the cache's lengths grow by the caller's commit.
   Status forward_cached(const ModelPlan&, const Batch&, std::span<const size_t> rows, KvCache*, Workspace*) const;
@@ -52,7 +52,8 @@ class Decoder {
   Status gate_up(const LayerPlan&, size_t tokens, uint64_t seed, const BlockSaved&, Workspace*) const;
   Status finish_block(const LayerPlan&, const float* input, size_t tokens, uint64_t seed, const BlockSaved&, Workspace*, float* output) const;
   Status run_blocks(const ModelPlan&, const Batch&, size_t begin, size_t end, uint64_t seed, Workspace*) const;
-  Status recompute(const LayerPlan&, const Batch&, const float* input, uint64_t seed, const BlockSaved&, bool kept, Workspace*) const;
+  Status recompute(const LayerPlan&, const Batch&, const float* input, uint64_t seed, const BlockSaved&, bool kept, bool has_attention,
+                   Workspace*) const;
   Status rotate(Rows q, Rows k, size_t tokens, bool inverse, const Workspace*) const;
   Status attend(const LayerPlan&, const Batch&, const BlockSaved&) const;
   Status block_backward(const LayerPlan&, const Batch&, const float* input, uint64_t seed, const BlockSaved&, bool needs_input_gradient,

@@ -10,10 +10,13 @@ namespace {
 
 constexpr size_t kAlign = 128;  // two cache lines: adjacent buffers share none, prefetched pairs included
 
+constexpr size_t kParkedAlign = size_t{64} << 10;  // the largest page: an input is given back as a whole
+constexpr size_t kParkedInMemory = 3;              // inputs: the one in use, the one that is fetched, the one that is written out
+
 // Walks the layout; with a null base it only counts.
 class Layout {
  public:
-  explicit Layout(unsigned char* base) : base_(base) {}
+  Layout(unsigned char* base, size_t align) : base_(base), align_(align) {}
 
   float* floats(const char* component, size_t rows, size_t columns) {
     return static_cast<float*>(bytes(component, rows * columns * sizeof(float)));
@@ -23,7 +26,7 @@ class Layout {
   }
   void* bytes(const char* component, size_t count) {
     void* at = base_ == nullptr ? nullptr : base_ + total_;
-    const size_t rounded = round_up(count, kAlign);
+    const size_t rounded = round_up(count, align_);
     total_ += rounded;
     components_[component] += rounded;
     return at;
@@ -33,6 +36,7 @@ class Layout {
 
  private:
   unsigned char* base_;
+  const size_t align_;
   size_t total_ = 0;
   std::map<std::string, size_t> components_;
 };
@@ -70,36 +74,58 @@ LayerPlan widest(const ModelPlan& plan) {
   return wide;
 }
 
+// Blocks below the lowest that is trained have no backward.
+size_t first_kept(const ModelPlan& plan) { return std::min(plan.lowest_trained_layer, plan.layers.size()); }
+
 // The stream at the begin of each block and after the last one. Without a backward it is one; between the inputs that are kept,
-// segments share theirs.
-void lay_inputs(Layout& layout, const DecoderConfig& c, Retention keep, size_t layers, size_t t, Workspace* w) {
+// segments share theirs; up to the first that is kept there is one.
+void lay_inputs(Layout& layout, Layout& parked, const DecoderConfig& c, const ModelPlan& plan, const Retention& keep, size_t t, Workspace* w) {
+  const size_t layers = plan.layers.size(), first = first_kept(plan);
   const auto stream = [&] { return layout.floats(kSaved, t, c.hidden); };
   w->inputs.assign(layers + 1, nullptr);
-  if (keep.mode == Mode::kForward) {
+  if (!keep.training) {
     w->inputs.assign(layers + 1, stream());
     return;
   }
-  for (size_t l = 0; l <= layers; ++l) {
-    const bool kept = keep.mode != Mode::kCheckpointed || l % keep.every == 0 || l < keep.every || l == layers;
-    w->inputs[l] = kept ? stream() : w->inputs[l % keep.every];
+  for (size_t l = first; l <= layers; ++l) {
+    const size_t block = l - first;
+    const bool kept = block % keep.every == 0 || block < keep.every || l == layers;
+    if (!kept) {
+      w->inputs[l] = w->inputs[first + block % keep.every];
+    } else {
+      w->inputs[l] = keep.parks() && l < layers ? parked.floats(kSaved, t, c.hidden) : stream();
+    }
+  }
+  std::fill(w->inputs.begin(), w->inputs.begin() + static_cast<std::ptrdiff_t>(first), w->inputs[first]);
+}
+
+// Blocks that keep all have memory of their own; the others share that of one block, or within a segment of as many as it has.
+void lay_blocks(Layout& layout, const DecoderConfig& c, const ModelPlan& plan, const Retention& keep, DType type, size_t t, Workspace* w) {
+  const size_t layers = plan.layers.size(), first = first_kept(plan), count = keep.training ? layers - first : 0;
+  w->blocks.assign(layers, {});
+  if (layers == 0) return;
+  const auto shared = [&] { return lay_block(layout, c, widest(plan), type, t); };
+  std::vector<BlockSaved> segment;
+  const bool all_keep_all = count == layers && keep.of(layers - 1) == Keep::kAll;
+  for (size_t i = 0; i < std::min(std::max<size_t>(count, 1), keep.every) && !all_keep_all; ++i) segment.push_back(shared());
+  bool shares_attention = count > 0 && keep.of(count - 1) != Keep::kSelective;  // taken by blocks that keep their input
+  for (size_t l = 0; l < layers; ++l) {
+    const Keep kept = l >= first && keep.training ? keep.of(l - first) : Keep::kInput;
+    if (kept == Keep::kAll) {
+      w->blocks[l] = lay_block(layout, c, plan.layers[l], type, t);
+      continue;
+    }
+    w->blocks[l] = segment[l >= first && keep.training ? (l - first) % keep.every : 0];
+    if (kept != Keep::kSelective) continue;
+    // Where no other block uses it, the first keeps its attention in the shared memory.
+    if (shares_attention) lay_attention(layout, c, type, t, &w->blocks[l]);
+    shares_attention = true;
   }
 }
 
-void lay_blocks(Layout& layout, const DecoderConfig& c, const ModelPlan& plan, Retention keep, DType type, size_t t, Workspace* w) {
-  const size_t layers = plan.layers.size();
-  w->blocks.clear();
-  if (keep.mode == Mode::kTrain) {
-    for (const LayerPlan& layer : plan.layers) w->blocks.push_back(lay_block(layout, c, layer, type, t));
-    return;
-  }
-  const size_t own = keep.mode == Mode::kCheckpointed ? std::min(keep.every, layers) : std::min<size_t>(1, layers);
-  for (size_t l = 0; l < own; ++l) w->blocks.push_back(lay_block(layout, c, widest(plan), type, t));
-  for (size_t l = own; l < layers; ++l) w->blocks.push_back(w->blocks[l % own]);
-  for (size_t l = own; l < layers && keep.mode == Mode::kSelective; ++l) lay_attention(layout, c, type, t, &w->blocks[l]);
-}
-
-void lay_out(Layout& layout, const DecoderConfig& c, const ModelPlan& plan, Retention keep, DType type, size_t t, Workspace* w) {
-  lay_inputs(layout, c, keep, plan.layers.size(), t, w);
+void lay_out(Layout& layout, Layout& parked, const DecoderConfig& c, const ModelPlan& plan, const Retention& keep, DType type, size_t t,
+             Workspace* w) {
+  lay_inputs(layout, parked, c, plan, keep, t, w);
   lay_blocks(layout, c, plan, keep, type, t, w);
   constexpr const char* kScratch = "workspace";
   const auto rows_over = [&](void* memory, size_t columns) { return Rows{memory, columns, type}; };
@@ -113,7 +139,7 @@ void lay_out(Layout& layout, const DecoderConfig& c, const ModelPlan& plan, Rete
   // The head runs between the blocks' forward and backward, when their scratch is free.
   w->head_in = static_cast<float*>(w->hidden_ffn.data);
   w->head_normed = w->normed;
-  if (keep.mode == Mode::kForward) return;
+  if (!keep.training) return;
   w->d_stream = layout.floats(kScratch, t, c.hidden);
   w->d_stream_rounded =
       type == DType::kBF16 ? static_cast<uint16_t*>(layout.rows(kScratch, t, c.hidden, type).data) : nullptr;
@@ -130,29 +156,47 @@ void lay_out(Layout& layout, const DecoderConfig& c, const ModelPlan& plan, Rete
 
 }  // namespace
 
-Status Workspace::prepare(const DecoderConfig& config, const ModelPlan& plan, Retention wanted, DType wanted_type, size_t wanted_tokens) {
+Status Workspace::prepare(const DecoderConfig& config, const ModelPlan& plan, const Retention& wanted, DType wanted_type, size_t wanted_tokens) {
   if (wanted_tokens <= tokens && wanted == keep && wanted_type == type && revision_ == plan.revision) return {};
   const size_t grown = std::max(wanted_tokens, tokens);
-  Layout count(nullptr);
-  lay_out(count, config, plan, wanted, wanted_type, grown, this);
+  Layout count(nullptr, kAlign), count_parked(nullptr, kParkedAlign);
+  lay_out(count, count_parked, config, plan, wanted, wanted_type, grown, this);
   tokens = 0;
   revision_ = 0;
   if (count.total() > arena_.bytes()) LR_RETURN_IF_ERROR(arena_.allocate(count.total(), "activations and workspace"));
-  Layout place(arena_.as<unsigned char>());
-  lay_out(place, config, plan, wanted, wanted_type, grown, this);
+  if (count_parked.total() > parked_.bytes()) {
+    LR_RETURN_IF_ERROR(parked_.allocate(count_parked.total(), 0, wanted.folder, "the inputs of blocks"));
+  }
+  Layout place(arena_.as<unsigned char>(), kAlign), place_parked(parked_.data(), kParkedAlign);
+  lay_out(place, place_parked, config, plan, wanted, wanted_type, grown, this);
   tokens = grown;
   keep = wanted;
   type = wanted_type;
+  parked_bytes_ = round_up(grown * config.hidden * sizeof(float), kParkedAlign);
   revision_ = plan.revision;
   return {};
 }
 
-std::map<std::string, size_t> Workspace::estimate(const DecoderConfig& config, const ModelPlan& plan, Retention keep, DType type,
+void Workspace::park(size_t block) const {
+  if (!keep.parks()) return;
+  const size_t at = static_cast<size_t>(reinterpret_cast<unsigned char*>(inputs[block]) - parked_.data());
+  parked_.release(at, at + parked_bytes_);
+}
+
+void Workspace::fetch(size_t block) const {
+  if (!keep.parks()) return;
+  const size_t at = static_cast<size_t>(reinterpret_cast<unsigned char*>(inputs[block]) - parked_.data());
+  parked_.prefetch(at, at + parked_bytes_);
+}
+
+std::map<std::string, size_t> Workspace::estimate(const DecoderConfig& config, const ModelPlan& plan, const Retention& keep, DType type,
                                                   size_t tokens) {
-  Layout count(nullptr);
+  Layout count(nullptr, kAlign), parked(nullptr, kParkedAlign);
   Workspace unused;
-  lay_out(count, config, plan, keep, type, tokens, &unused);
-  return count.components();
+  lay_out(count, parked, config, plan, keep, type, tokens, &unused);
+  std::map<std::string, size_t> components = count.components();
+  components[kSaved] += std::min(parked.total(), kParkedInMemory * round_up(tokens * config.hidden * sizeof(float), kParkedAlign));
+  return components;
 }
 
 }  // namespace lowrank

@@ -60,7 +60,7 @@ MemoryComponents plan_evaluation(Context& context, const Model& model, size_t to
   add_model(model, &components);
   const ModelPlan plan = make_plan(model, false, [](const Parameter&) -> void* { return nullptr; });
   Context on = computing(context, model);
-  add_forward(on, model, plan, Mode::kForward, activation_type(on), tokens, &components);
+  add_forward(on, model, plan, keep_nothing(), activation_type(on), tokens, &components);
   components["head"] = linear_cross_entropy_memory(on, plan.head, tokens, false, false);
   return components;
 }
@@ -70,7 +70,7 @@ MemoryComponents plan_generation(Context& context, const Model& model, const Gen
   add_model(model, &components);
   const ModelPlan plan = make_plan(model, false, [](const Parameter&) -> void* { return nullptr; });
   Context on = computing(context, model);
-  add_forward(on, model, plan, Mode::kForward, DType::kF32, shape.tokens, &components);
+  add_forward(on, model, plan, keep_nothing(), DType::kF32, shape.tokens, &components);
   components["head"] = Buffer::held(shape.rows * model.config().vocab * sizeof(float));
   components["cache"] = Buffer::held(KvCache::bytes(model.config(), shape.rows, shape.capacity));
   return components;

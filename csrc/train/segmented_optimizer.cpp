@@ -53,7 +53,7 @@ Status SegmentedOptimizer::initialize(const OptimizerOptions& options, std::span
     }
   }
   first_place_.push_back(places_.size());
-  LR_RETURN_IF_ERROR(memory_.allocate(offset, options.window, options.folder));
+  LR_RETURN_IF_ERROR(memory_.allocate(offset, options.window, options.folder, "the optimizer's states"));
   plan_batches();
   return {};
 }

@@ -3,9 +3,9 @@
 // one pass over the memory, whatever the parameters' sizes, and no block of 256 elements straddles two parameters.
 #pragma once
 
+#include "core/paged_memory.h"
 #include "ops/cpu/kernels.h"
 #include "train/optimizer.h"
-#include "train/state_memory.h"
 
 namespace lowrank {
 
@@ -71,7 +71,7 @@ class SegmentedOptimizer : public Optimizer {
   std::vector<size_t> first_place_;   // of each parameter, and the end
   std::vector<size_t> batch_begin_;   // places that one thread takes at a time, about 2^15 elements; and the end
   std::vector<size_t> stretch_begin_; // batches between two turns of the window; and the end
-  StateMemory memory_;
+  PagedMemory memory_;
 };
 
 }  // namespace lowrank

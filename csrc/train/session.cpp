@@ -102,7 +102,7 @@ Status Session::accumulate(const Batch& batch, std::span<const int32_t> targets,
 Status Session::evaluate(const Batch& batch, std::span<const int32_t> targets, Loss* loss) {
   LR_RETURN_IF_ERROR(check_batch(model_->config(), batch));
   const ModelPlan plan = make_plan(*model_, false, [](const Parameter&) -> void* { return nullptr; });
-  LR_RETURN_IF_ERROR(decoder_.forward(plan, batch, Mode::kForward, 0, &workspace_));
+  LR_RETURN_IF_ERROR(decoder_.forward(plan, batch, keep_nothing(), 0, &workspace_));
   return decoder_.loss(plan, batch, targets, 1.0f, 0, &workspace_, loss);
 }
 

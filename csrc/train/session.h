@@ -12,7 +12,7 @@ namespace lowrank {
 
 struct SessionOptions {
   size_t max_tokens = 0;        // of a micro-batch; more are taken, at the cost of growing the workspace
-  Retention keep = Mode::kTrain;
+  Retention keep = keep_all();
   std::vector<std::string> no_decay;   // parameters without weight decay
   uint64_t seed = 0;            // of the random rounding of bf16 parameters
   OptimizerOptions optimizer;

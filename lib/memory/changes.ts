@@ -18,7 +18,7 @@ const SHORTEST_ROW = 64;
 /** Kinds of change from the cheapest to the dearest, each with its levels in order. */
 function ladder(request: PlanRequest): Level[][] {
   const kinds = [fourBits(request), smallerBatches(request.args), shorterRows(request.args)];
-  if (request.task === 'train') kinds.unshift(checkpointing(request.args), optimizer(request.args));
+  if (request.task === 'train') kinds.unshift(checkpointing(request.args), optimizer(request.args), offload(request.args));
   return kinds;
 }
 
@@ -53,6 +53,12 @@ function optimizer({ optim, optimizerMemory }: ResolvedTrainingArguments): Level
     });
   }
   return levels;
+}
+
+/** Every step writes the inputs of all layers and reads them. */
+function offload({ gradientCheckpointing: now }: ResolvedTrainingArguments): Level[] {
+  if (now === 'offload') return [];
+  return [{ what: "each layer's input waits in a file: gradientCheckpointing 'offload'", args: { gradientCheckpointing: 'offload' } }];
 }
 
 /** Weights are rounded. */

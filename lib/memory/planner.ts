@@ -92,11 +92,13 @@ function nativeComponents(request: PlanRequest, args: ResolvedTrainingArguments,
 function keepOf(request: PlanRequest, args: ResolvedTrainingArguments, model: NativeModel) {
   const maxTokens = request.tokensOf(args.perDeviceTrainBatchSize, args.maxSeqLength);
   const optimizer = optimizerOf(args);
-  return retentionOf(
-    args.gradientCheckpointing,
-    model.config.layers,
-    (keep) => totalBytes(call(() => native().planSession(model, { maxTokens, keep, optimizer }))) + processBytes(request),
-  );
+  return retentionOf({
+    wanted: args.gradientCheckpointing,
+    config: model.config,
+    length: maxTokens / args.perDeviceTrainBatchSize,
+    folder: args.outputDir,
+    bytesOf: (keep) => totalBytes(call(() => native().planSession(model, { maxTokens, keep, optimizer }))) + processBytes(request),
+  });
 }
 
 /** A GPU's memory holds nothing of the process. */

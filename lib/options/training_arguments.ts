@@ -13,8 +13,8 @@ const interval = z
   .refine((value) => value < 1 || Number.isInteger(value), { error: 'an integer, or a share of all steps below 1' });
 
 const gradientCheckpointing = z.union(
-  [flag, z.enum(['full', 'selective']), z.strictObject({ every: count }), z.strictObject({ budget: byteSize })],
-  { error: "true, false, 'full', 'selective', { every: layers } or { budget: '6GiB' } ('offload' is not available yet)" },
+  [flag, z.enum(['full', 'selective', 'offload']), z.strictObject({ every: count }), z.strictObject({ budget: byteSize })],
+  { error: "true, false, 'full', 'selective', 'offload', { every: layers } or { budget: '6GiB' }" },
 );
 /** `args.gradientCheckpointing`, with a budget in bytes. */
 export type GradientCheckpointing = z.output<typeof gradientCheckpointing>;
@@ -124,7 +124,7 @@ export const trainingArgumentsSchema = z.strictObject({
   gradientCheckpointing: gradientCheckpointing
     .default(false)
     .describe(
-      "Compute activations again in the backward pass instead of keeping them; gradients have the same bits. true or 'full': keep each layer's input only, a third more work; 'selective': what attention made too; { every: n }: the inputs of every n-th layer; { budget: '6GiB' }: the cheapest of these whose plan (trainer.plan()) fits.",
+      "Compute activations again in the backward pass instead of keeping them; gradients have the same bits. true or 'full': keep each layer's input only, a third more work; 'selective': what attention made too; 'offload': inputs wait for the backward in a file in outputDir; { every: n }: the inputs of every n-th layer; { budget: '6GiB' }: layer by layer, the cheapest mix whose plan (trainer.plan()) fits.",
     ),
   neftuneNoiseAlpha: z
     .union([z.literal(0), z.null()], { error: 'nothing (NEFTune is not available yet)' })

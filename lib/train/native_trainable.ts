@@ -54,7 +54,7 @@ export class NativeTrainable implements Trainable {
   /** Allocates gradients, optimizer and workspace. The model goes on computing in `computeType`. */
   static async create(weights: TrainedWeights, options: SessionOptions): Promise<NativeTrainable> {
     const { computeType, optimizer, maxTokens, keep, seed } = options;
-    if (optimizer.folder !== undefined) await makeFolder(optimizer.folder);
+    for (const { folder } of [optimizer, keep]) if (folder !== undefined) await makeFolder(folder);
     await weights.activate();
     const identity = await weights.identity();
     const noDecay = weights.names().filter((name) => NO_DECAY.test(name));

@@ -164,13 +164,16 @@ export class LoraTrainer<Full extends null | undefined = undefined> {
     const { core } = weights.model;
     return await core.run((model) => {
       model.setCompute(this.#computeType(weights));
-      const { layers, vocabSize } = model.config;
-      const process = processMemory({ vocabSize, hasTokenizer: core.hasTokenizer, dataTokens });
-      return retentionOf(
-        this.#options.args.gradientCheckpointing,
-        layers,
-        (keep) => totalBytes(native().planSession(model, { maxTokens, keep, optimizer })) + process,
-      );
+      const { config } = model;
+      const process = processMemory({ vocabSize: config.vocabSize, hasTokenizer: core.hasTokenizer, dataTokens });
+      const { gradientCheckpointing: wanted, perDeviceTrainBatchSize, outputDir: folder } = this.#options.args;
+      return retentionOf({
+        wanted,
+        config,
+        length: maxTokens / perDeviceTrainBatchSize,
+        folder,
+        bytesOf: (keep) => totalBytes(native().planSession(model, { maxTokens, keep, optimizer })) + process,
+      });
     });
   }
 

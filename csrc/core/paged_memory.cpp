@@ -1,4 +1,4 @@
-#include "train/state_memory.h"
+#include "core/paged_memory.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -23,7 +23,7 @@ int unnamed_file(const std::string& folder) {
   const int file = open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
   if (file >= 0) return file;
 #endif
-  const std::string pattern = folder + "/.lowrank-optimizer-XXXXXX";
+  const std::string pattern = folder + "/.lowrank-paged-XXXXXX";
   std::vector<char> path(pattern.c_str(), pattern.c_str() + pattern.size() + 1);
   const int named = mkstemp(path.data());
   if (named < 0) return named;
@@ -49,48 +49,53 @@ int reserve(int file, size_t bytes) {
 
 }  // namespace
 
-StateMemory::~StateMemory() {
+void PagedMemory::reset() {
   if (paged() && data_ != nullptr) munmap(data_, bytes_);
   if (paged()) close(file_);
+  memory_.reset();
+  file_ = -1;
+  data_ = nullptr;
+  bytes_ = resident_ = stretch_ = 0;
 }
 
-Status StateMemory::allocate(size_t bytes, size_t window, const std::string& folder) {
+Status PagedMemory::allocate(size_t bytes, size_t window, const std::string& folder, const char* what) {
+  reset();
   bytes_ = bytes;
   if (bytes > window) {
     // Two stretches are in memory at a time: the one in use and the one that is fetched. What is left of the window stays.
     stretch_ = window / 8;
     resident_ = window - 2 * stretch_;
-    return map_file(folder);
+    return map_file(folder, what);
   }
-  LR_RETURN_IF_ERROR(memory_.allocate(bytes, "optimizer state"));
+  LR_RETURN_IF_ERROR(memory_.allocate(bytes, what));
   data_ = memory_.as<unsigned char>();
   return {};
 }
 
-Status StateMemory::map_file(const std::string& folder) {
+Status PagedMemory::map_file(const std::string& folder, const char* what) {
   file_ = unnamed_file(folder);
   if (file_ < 0) {
-    return error(Code::kIoError, "%s: no file for the optimizer's states could be made here: %s", folder.c_str(), std::strerror(errno));
+    return error(Code::kIoError, "%s: no file for %s could be made here: %s", folder.c_str(), what, std::strerror(errno));
   }
   if (const int failure = reserve(file_, bytes_); failure != 0) {
-    return error(Code::kIoError, "%s: %zu bytes for the optimizer's states could not be had here: %s", folder.c_str(), bytes_,
+    return error(Code::kIoError, "%s: %zu bytes for %s could not be had here: %s", folder.c_str(), bytes_, what,
                  std::strerror(failure));
   }
   void* const mapped = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
   if (mapped == MAP_FAILED) {
-    return error(Code::kOutOfMemory, "the file of the optimizer's states, %zu bytes, could not be mapped: %s", bytes_, std::strerror(errno));
+    return error(Code::kOutOfMemory, "the file of %s, %zu bytes, could not be mapped: %s", what, bytes_, std::strerror(errno));
   }
   data_ = static_cast<unsigned char*>(mapped);
   return {};
 }
 
-void StateMemory::prefetch(size_t begin, size_t end) const {
+void PagedMemory::prefetch(size_t begin, size_t end) const {
   if (!paged() || begin >= end) return;
   const size_t page = page_size(), first = begin / page * page;
   madvise(data_ + first, std::min(round_up(end, page), bytes_) - first, MADV_WILLNEED);
 }
 
-void StateMemory::release(size_t begin, size_t end) const {
+void PagedMemory::release(size_t begin, size_t end) const {
   if (!paged()) return;
   const size_t page = page_size();
   const size_t first = std::max(begin, resident_) / page * page;
