@@ -39,31 +39,28 @@ bool get_parameter(const Napi::Value& value, const Model& model, ParameterToWrit
   return true;
 }
 
-// The values in the type asked for: where they lie already, or in `copy`.
-Status convert(const ParameterToWrite& parameter, Buffer* copy, TensorToWrite* out) {
-  const Matrix& source = parameter.source;
+// The values in the type asked for.
+Status convert(const Matrix& source, DType dtype, const char* name, void* to) {
   const size_t elements = source.rows * source.cols;
-  *out = {parameter.name, parameter.dtype, parameter.shape, source.data, elements * dtype_info(parameter.dtype).block_bytes};
-  if (source.type == parameter.dtype) return {};
+  const std::lock_guard lock(addon_mutex());
+  if (dtype == DType::kF32) return dequantize(addon_context(), source, static_cast<float*>(to));
   Buffer wide;
-  LR_RETURN_IF_ERROR(wide.allocate(elements * sizeof(float), parameter.name.c_str()));
+  LR_RETURN_IF_ERROR(wide.allocate(elements * sizeof(float), name));
   LR_RETURN_IF_ERROR(dequantize(addon_context(), source, wide.as<float>()));
-  if (parameter.dtype == DType::kF32) {
-    *copy = std::move(wide);
-  } else {
-    LR_RETURN_IF_ERROR(copy->allocate(elements * sizeof(uint16_t), parameter.name.c_str()));
-    std::transform(wide.as<float>(), wide.as<float>() + elements, copy->as<uint16_t>(), parameter.dtype == DType::kBF16 ? f32_to_bf16 : f32_to_f16);
-  }
-  out->data = copy->as<>();
+  std::transform(wide.as<float>(), wide.as<float>() + elements, static_cast<uint16_t*>(to), dtype == DType::kBF16 ? f32_to_bf16 : f32_to_f16);
   return {};
 }
 
 Status write(const std::string& path, const std::vector<ParameterToWrite>& parameters, const MetadataStrings& metadata) {
-  std::vector<Buffer> copies(parameters.size());
-  std::vector<TensorToWrite> tensors(parameters.size());
-  {
-    const std::lock_guard lock(addon_mutex());
-    for (size_t i = 0; i < parameters.size(); ++i) LR_RETURN_IF_ERROR(convert(parameters[i], &copies[i], &tensors[i]));
+  std::vector<TensorToWrite> tensors;
+  for (const ParameterToWrite& parameter : parameters) {
+    const Matrix& source = parameter.source;
+    const size_t bytes = source.rows * source.cols * dtype_info(parameter.dtype).block_bytes;
+    TensorToWrite tensor{.name = parameter.name, .dtype = parameter.dtype, .shape = parameter.shape, .data = source.data, .bytes = bytes};
+    if (source.type != parameter.dtype) {
+      tensor.make = [&parameter](void* to) { return convert(parameter.source, parameter.dtype, parameter.name.c_str(), to); };
+    }
+    tensors.push_back(std::move(tensor));
   }
   return write_safetensors(path, std::move(tensors), metadata);
 }

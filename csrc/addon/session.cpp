@@ -203,7 +203,10 @@ Napi::Value SessionObject::save_optimizer(const Napi::CallbackInfo& info) {
         std::vector<TensorToWrite> tensors;
         for (const Session::NamedState& state : session->optimizer_states()) {
           tensors.push_back({.name = state.name, .dtype = state.tensor.type, .shape = state.tensor.shape, .bytes = state.tensor.bytes(),
-                             .gather = [&session, &state](void* to) { session->read_state(state, to); }});
+                             .make = [&session, &state](void* to) {
+                               session->read_state(state, to);
+                               return Status();
+                             }});
         }
         return write_safetensors(path, std::move(tensors), metadata);
       },

@@ -156,13 +156,13 @@ Status write_safetensors(const std::string& path, std::vector<TensorToWrite> ten
   LR_RETURN_IF_ERROR(file.open());
   LR_RETURN_IF_ERROR(file.write(length, sizeof length));
   LR_RETURN_IF_ERROR(file.write(header.data(), header.size()));
-  Buffer gathered;
+  Buffer made;
   for (const TensorToWrite& tensor : tensors) {
     const void* data = tensor.data;
-    if (tensor.gather) {
-      LR_RETURN_IF_ERROR(gathered.reserve(tensor.bytes, tensor.name.c_str()));
-      tensor.gather(gathered.as<>());
-      data = gathered.as<>();
+    if (tensor.make) {
+      LR_RETURN_IF_ERROR(made.reserve(tensor.bytes, tensor.name.c_str()));
+      LR_RETURN_IF_ERROR(tensor.make(made.as<>()));
+      data = made.as<>();
     }
     LR_RETURN_IF_ERROR(file.write(data, tensor.bytes));
   }

@@ -19,13 +19,13 @@ struct TensorToWrite {
   std::vector<size_t> shape;
   const void* data = nullptr;  // must live until the call returns
   size_t bytes = 0;
-  // Where the data does not lie in one piece: puts it there when it is the tensor's turn.
-  std::function<void(void* to)> gather = nullptr;
+  // Where the data does not lie as it is to be written: makes it when it is the tensor's turn.
+  std::function<Status(void* to)> make = nullptr;
 };
 
 using MetadataStrings = std::vector<std::pair<std::string, std::string>>;
 
-// Streams the tensors without a copy of them, but of one at a time that has to be gathered. INVALID_OPTION for a name that is there twice,
+// Streams the tensors without a copy of them, but of one at a time that has to be made. INVALID_OPTION for a name that is there twice,
 // reserved or not UTF-8, or a type that safetensors does not have; SHAPE_MISMATCH where shape and
 // bytes disagree; IO_ERROR, after which no trace is left and an earlier file at `path` is
 // untouched. `metadata` is written in the order of its keys, and left out where empty.

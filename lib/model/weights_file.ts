@@ -15,8 +15,8 @@ export interface TensorToSave {
 const kBytes: Record<NativeFloatType, number> = { F32: 4, BF16: 2, F16: 2 };
 
 /**
- * Writes model.safetensors into `folder`, or shards of at most `maxShardBytes` with their index, in Transformers' layout. One shard is
- * held in memory at a time.
+ * Writes model.safetensors into `folder`, or shards of at most `maxShardBytes` with their index, in Transformers' layout.
+ * Tensors that are stored in another type than they are to have are converted one at a time.
  */
 export async function writeWeights(core: ModelCore, folder: string, tensors: TensorToSave[], maxShardBytes: number): Promise<void> {
   const shards = splitIntoShards(tensors, maxShardBytes);
