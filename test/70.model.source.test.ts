@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { copyFileSync, linkSync, mkdirSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { copyFileSync, linkSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { CausalLM } from '../lib/index.ts';
 import type { NativeTensorData } from '../lib/native.ts';
@@ -43,6 +43,28 @@ describe('loading models from folders', () => {
     };
     assert.ok(new Set(Object.values(index.weight_map)).size > 3);
     assert.deepEqual((await logitsOf(sharded.folder)).data, logits.data);
+  });
+
+  it('saves what generation_config.json and config.json said, with the type of the weights where Transformers looks for it', async () => {
+    const { folder } = await savedModel();
+    writeFileSync(join(folder, 'generation_config.json'), JSON.stringify({ temperature: 0.6, top_p: 0.95, eos_token_id: [2, 4] }));
+    editJson(join(folder, 'config.json'), (config) => Object.assign(config, { eos_token_id: 3, dtype: 'float32', torch_dtype: undefined }));
+    const again = temporaryFolder();
+    await (await CausalLM.fromPretrained(folder)).savePretrained(again, { dtype: 'bfloat16' });
+    const read = (name: string) => JSON.parse(readFileSync(join(again, name), 'utf8')) as Record<string, unknown>;
+    assert.deepEqual(read('generation_config.json'), { temperature: 0.6, top_p: 0.95, eos_token_id: [3, 2, 4] });
+    const { dtype, torch_dtype, eos_token_id } = read('config.json');
+    assert.deepEqual({ dtype, torch_dtype, eos_token_id }, { dtype: 'bfloat16', torch_dtype: undefined, eos_token_id: 3 });
+  });
+
+  it('leaves no shards of an earlier save', async () => {
+    const { folder } = await savedModel({}, { maxShardSize: '3KB' });
+    const model = await CausalLM.fromPretrained(folder);
+    await model.savePretrained(folder);
+    assert.deepEqual(readdirSync(folder).sort(), ['config.json', 'model.safetensors']);
+    await model.savePretrained(folder, { maxShardSize: '3KB' });
+    assert.ok(!readdirSync(folder).includes('model.safetensors'));
+    assert.deepEqual((await logitsOf(folder)).data, (await model.forward(kInput)).data);
   });
 
   it('gives the same weights for the same seed, others for another', async () => {

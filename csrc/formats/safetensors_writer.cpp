@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <memory>
+#include <new>
 
-#include "core/buffer.h"
 #include "core/checked.h"
 #include "formats/atomic_file.h"
 #include "formats/safetensors_types.h"
@@ -137,6 +138,17 @@ Status check_all(std::vector<TensorToWrite>* tensors, MetadataStrings* metadata)
                         [](const auto& entry) -> const std::string& { return entry.first; });
 }
 
+Status write_tensor(const TensorToWrite& tensor, AtomicFile* file) {
+  if (!tensor.make) return file->write(tensor.data, tensor.bytes);
+  const std::unique_ptr<unsigned char[]> made(new (std::nothrow) unsigned char[tensor.bytes]);
+  if (made == nullptr) {
+    return error(Code::kOutOfMemory, "%zu bytes to write tensor %s could not be had", tensor.bytes,
+                 quoted(tensor.name).c_str());
+  }
+  LR_RETURN_IF_ERROR(tensor.make(made.get()));
+  return file->write(made.get(), tensor.bytes);
+}
+
 }  // namespace
 
 Status write_safetensors(const std::string& path, std::vector<TensorToWrite> tensors,
@@ -156,16 +168,7 @@ Status write_safetensors(const std::string& path, std::vector<TensorToWrite> ten
   LR_RETURN_IF_ERROR(file.open());
   LR_RETURN_IF_ERROR(file.write(length, sizeof length));
   LR_RETURN_IF_ERROR(file.write(header.data(), header.size()));
-  Buffer made;
-  for (const TensorToWrite& tensor : tensors) {
-    const void* data = tensor.data;
-    if (tensor.make) {
-      LR_RETURN_IF_ERROR(made.reserve(tensor.bytes, tensor.name.c_str()));
-      LR_RETURN_IF_ERROR(tensor.make(made.as<>()));
-      data = made.as<>();
-    }
-    LR_RETURN_IF_ERROR(file.write(data, tensor.bytes));
-  }
+  for (const TensorToWrite& tensor : tensors) LR_RETURN_IF_ERROR(write_tensor(tensor, &file));
   return file.commit();
 }
 
