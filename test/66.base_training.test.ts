@@ -130,7 +130,7 @@ describe('training the model itself', () => {
       await using model = await CausalLM.fromConfig(tinyConfig({ hidden_size: 96, tie_word_embeddings: true }), { seed: 12 });
       const weights = model.core.native;
       await weights.trainBase(namesOf(weights), 'BF16');
-      const options = { maxTokens: 21, keep: { mode: 'all', every: 1 }, noDecay: [], optimizer: { kind, bits }, seed } as const;
+      const options = { maxTokens: 21, keep: { mode: 'all' as const, every: 1 }, noDecay: [], optimizer: { kind, bits }, seed };
       const training = call(() => native().createSession(weights, options));
       const losses: number[] = [];
       for (let i = 0; i < 6; ++i) {
