@@ -21,8 +21,9 @@ constexpr double kChunkPanels = 0.5;
 constexpr double kForkFlops = 5e5;
 // B is read where it lies, not packed, for at most this many rows.
 constexpr size_t kDirectRows = 48;
-// Rows of a chunk whose C is transposed, or added to in bf16, by way of a tile.
-constexpr size_t kTransposedRows = 64, kRoundedRows = 256;
+// Rows of sums that lie in a tile until they are transposed, or added to a bf16 C; the latter's wait there for
+// all blocks of K, where there are several.
+constexpr size_t kTransposedRows = 64, kRoundedRows = 64, kWaitingRows = 256;
 static_assert(kGemmDecodingDotRows == kGemmMaxDotRows);
 // Rows of a weight that row-wise dot products take together, and the least bytes of it in a chunk.
 constexpr size_t kDotUnit = 16;
@@ -210,11 +211,13 @@ class Gemm {
       for (KWalk walk(part.terms, blocks_); walk.next(); ++blocks)
         depth = std::max(depth, depth_of(walk));
       tiled |= blocks > 1 && part.c_type == DType::kBF16;
+      waits_ |= blocks > 1 && output_ == Output::kAddedInBf16;
     }
     const size_t panel_bytes = std::max<size_t>(1, depth * blocks_.nr * sizeof(float));
     split(std::clamp<size_t>(kGemmScratch / panel_bytes, 1, 64));
     const size_t block_floats = round_up(depth * panels_ * blocks_.nr, 16);
-    const size_t tile_floats = tiled ? rows_ * panels_ * blocks_.nr : 0;
+    const size_t tile_rows = output_ == Output::kAddedInBf16 && !waits_ ? std::min(rows_, kRoundedRows) : rows_;
+    const size_t tile_floats = tiled ? tile_rows * panels_ * blocks_.nr : 0;
     tile_offset_ = block_floats;
     LR_RETURN_IF_ERROR(context_.pool.reserve_scratch((block_floats + tile_floats) * sizeof(float)));
     for_chunks(column_chunks(panels_) * row_chunks_, [&](size_t chunk, size_t worker) {
@@ -259,7 +262,7 @@ class Gemm {
     for (size_t pieces = 1; pieces <= 4 * threads_; pieces *= 2) {
       size_t rows = round_up(ceil_div(m_, pieces), blocks_.mr);
       if (output_ == Output::kTransposed) rows = std::min(rows, kTransposedRows);
-      if (output_ == Output::kAddedInBf16) rows = std::min(rows, kRoundedRows);
+      if (waits_) rows = std::min(rows, kWaitingRows);
       if (pieces > 1 && rows < 2 * blocks_.pack_rows) break;
       const size_t row_chunks = ceil_div(m_, rows);
       for (size_t panels = 1; panels <= max_panels; ++panels) {
@@ -287,17 +290,38 @@ class Gemm {
       run_sum(part, m, rows, n, columns, c.at(m, n), tile, scratch);
       return;
     }
-    run_sum(part, m, rows, n, columns, {tile, columns}, tile, scratch);
     if (output_ == Output::kAddedInBf16) {
-      for (size_t i = 0; i < rows; ++i) {
-        uint16_t* c = static_cast<uint16_t*>(part.c) + (m + i) * part.ldc + n;
-        context_.kernels.elementwise.add_bf16(tile + i * columns, columns, c);
-      }
+      run_added(part, m, rows, n, columns, tile, scratch);
       return;
     }
+    run_sum(part, m, rows, n, columns, {tile, columns}, tile, scratch);
     for (size_t j = 0; j < columns; ++j) {
       float* c = static_cast<float*>(part.c) + (n + j) * part.ldc + m;
       for (size_t i = 0; i < rows; ++i) c[i] += tile[i * columns + j];
+    }
+  }
+
+  // C += the sums, in bf16.
+  void run_added(const GemmPart& part, size_t m, size_t rows, size_t n, size_t columns, float* tile,
+                 float* block) const {
+    const auto add = [&](size_t first, size_t count) {
+      for (size_t i = 0; i < count; ++i) {
+        uint16_t* c = static_cast<uint16_t*>(part.c) + (first + i) * part.ldc + n;
+        context_.kernels.elementwise.add_bf16(tile + i * columns, columns, c);
+      }
+    };
+    if (waits_) {
+      run_sum(part, m, rows, n, columns, {tile, columns}, tile, block);
+      add(m, rows);
+      return;
+    }
+    KWalk walk(part.terms, blocks_);
+    walk.next();
+    pack_block(walk, n, columns, block);
+    for (size_t i = 0; i < rows; i += kRoundedRows) {
+      const size_t count = std::min(kRoundedRows, rows - i);
+      multiply_block(walk, m + i, count, columns, {tile, columns}, block);
+      add(m + i, count);
     }
   }
 
@@ -324,7 +348,8 @@ class Gemm {
           sum = added(sum);
         }
       } else {
-        run_block(walk, m, rows, n, columns, sum, block);
+        pack_block(walk, n, columns, block);
+        multiply_block(walk, m, rows, columns, sum, block);
         sum = added(sum);
       }
     }
@@ -335,17 +360,21 @@ class Gemm {
     return {sum.c, sum.ldc, static_cast<const float*>(sum.c), sum.ldc, nullptr, sum.bf16};
   }
 
-  void run_block(const KWalk& walk, size_t m, size_t rows, size_t n, size_t columns,
-                 const BlockOutput& sum, float* block) const {
-    GemmSegment segments[kGemmMaxSegments];
+  void pack_block(const KWalk& walk, size_t n, size_t columns, float* block) const {
     const size_t depth = depth_of(walk);
-    size_t count = 0, at = 0;
+    size_t at = 0;
     for (const KWalk::Piece& piece : walk.pieces()) {
       blocks_.pack(piece.term->b, piece.term->b_transposed, piece.begin, piece.k, n, columns, block,
                    depth, at);
       at += blocks_.depth(piece.k);
-      segments[count++] = segment_of(piece, m);
     }
+  }
+
+  void multiply_block(const KWalk& walk, size_t m, size_t rows, size_t columns,
+                      const BlockOutput& sum, const float* block) const {
+    GemmSegment segments[kGemmMaxSegments];
+    size_t count = 0;
+    for (const KWalk::Piece& piece : walk.pieces()) segments[count++] = segment_of(piece, m);
     blocks_.block(segments, count, rows, block, columns, sum);
   }
 
@@ -376,6 +405,7 @@ class Gemm {
   const size_t m_;
   const std::span<const GemmPart> parts_;
   const Output output_;
+  bool waits_ = false;  // sums that are to be added wait for several blocks of K
   size_t threads_ = 1;
   size_t panels_ = 1, rows_ = 1, row_chunks_ = 1;  // the chunks
   size_t tile_offset_ = 0;
