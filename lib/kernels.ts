@@ -54,6 +54,8 @@ export {
   type AdamWOptions,
   adamW,
   gradNorm,
+  type MuonOptions,
+  muon,
   type OptimizerUpdate8bitOptions,
   optimizerUpdate8bitBlockwise,
 } from './kernels/optimizer.ts';

@@ -239,12 +239,14 @@ export interface NativeModel {
 }
 
 export interface NativeOptimizer {
-  kind: 'adamw' | 'lion' | 'sgd' | 'adafactor';
+  kind: 'adamw' | 'lion' | 'sgd' | 'adafactor' | 'muon';
   /** Of an element's states; 8: adamw and lion. */
   bits: 32 | 8;
   /** Most bytes of states in memory; more lie in a file in `folder`, which exists. */
   window?: number;
   folder?: string;
+  /** muon's: what multiplies the learning rate of a matrix, torch's adjust_lr_fn; match_rms_adamw when left out. */
+  adjustLr?: 'original' | 'match_rms_adamw' | 'spectral_unclamped';
 }
 
 export interface NativeUpdate {
@@ -255,7 +257,7 @@ export interface NativeUpdate {
   weightDecay: number;
   /** 0: no clipping. */
   maxGradNorm: number;
-  /** sgd's; 0 when left out. */
+  /** sgd's and muon's; 0 when left out. */
   momentum?: number;
 }
 

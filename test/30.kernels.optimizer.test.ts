@@ -1,5 +1,8 @@
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
 import * as kernels from '../lib/kernels.ts';
+import { native } from '../lib/native.ts';
 import { assertClose, assertRefused, doubles, Random } from './kernels/support.ts';
 
 describe('lowrank/kernels: gradNorm', () => {
@@ -136,5 +139,41 @@ describe('lowrank/kernels: optimizerUpdate8bitBlockwise', () => {
     assertRefused(update({ percentile: 1 }), 'UNKNOWN_OPTION', 'percentile');
     update({})();
     assert.deepEqual([...good.param], [0.5, 1.5]);
+  });
+});
+
+describe('lowrank/kernels: muon', () => {
+  const { cases, steps } = JSON.parse(readFileSync(new URL('./fixtures/muon/muon.json', import.meta.url), 'utf8')) as {
+    cases: { rows: number; columns: number; adjust: kernels.MuonOptions['adjustLrFn']; lr: number; weight_decay: number }[];
+    steps: number;
+  };
+
+  it('follows torch.optim.Muon, but for the roundings of its bfloat16', async () => {
+    const file = native().openTensorFile(fileURLToPath(new URL('./fixtures/muon/muon.safetensors', import.meta.url)));
+    const read = (name: string) => file.read(name) as Float32Array;
+    for (const [i, { rows, columns, adjust, lr, weight_decay: weightDecay }] of cases.entries()) {
+      const [p, momentum] = [read(`${i}.start`), new Float32Array(rows * columns)];
+      for (let step = 0; step < steps; step++) {
+        const before = p.slice();
+        kernels.muon({ rows, columns, p, momentum, g: read(`${i}.gradient.${step}`), learningRate: lr, weightDecay, adjustLrFn: adjust });
+        const want = read(`${i}.weight.${step}`);
+        const moved = Math.hypot(...p.map((value, j) => value - (before[j] as number)));
+        const apart = Math.hypot(...p.map((value, j) => value - (want[j] as number)));
+        // Torch iterates in bfloat16, whose roundings (2^-9) grow in five rounds: a few hundredths of what a step moves.
+        assert.ok(apart < 0.04 * moved, `case ${i}, step ${step}: ${apart / moved} of the step`);
+      }
+      assertClose(momentum, doubles(read(`${i}.momentum`)), 1e-6, `momentum of case ${i}`);
+    }
+    file.close();
+  });
+
+  it('names what does not fit', () => {
+    const good = { rows: 2, columns: 3, p: new Float32Array(6), momentum: new Float32Array(6), g: new Float32Array(6), learningRate: 0.02 };
+    kernels.muon(good);
+    assertRefused(() => kernels.muon({ ...good, g: new Float32Array(5) }), 'SHAPE_MISMATCH', 'g is', '6');
+    assertRefused(() => kernels.muon({ ...good, rows: 0 }), 'SHAPE_MISMATCH', 'rows is 0');
+    assertRefused(() => kernels.muon({ ...good, beta: 1 }), 'INVALID_OPTION', 'beta is 1');
+    assertRefused(() => kernels.muon({ ...good, adjustLrFn: 'other' as never }), 'INVALID_OPTION', 'adjustLrFn', 'match_rms_adamw');
+    assertRefused(() => kernels.muon({ ...good, nesterov: true } as never), 'UNKNOWN_OPTION', 'nesterov');
   });
 });

@@ -15,6 +15,7 @@ const programs = [
   'gemm_bf16',
   'linear_cross_entropy',
   'lora_linear',
+  'muon',
   'optimizers',
   'optimizers_bf16',
   'rope',

@@ -165,7 +165,7 @@ describe('options of LoraTrainer', () => {
   });
 
   it('refuses by name what is not there yet', () => {
-    for (const optim of ['muon', 'ademamix', 'rmsprop_bnb', 'adamw_8bits', 8]) {
+    for (const optim of ['muonclip', 'ademamix', 'rmsprop_bnb', 'adamw_8bits', 8]) {
       refused(() => withArgs({ optim }), 'INVALID_OPTION', `args.optim: found ${JSON.stringify(optim)}`, "'adamw_torch'");
     }
     refused(() => withArgs({ optimizerMemory: '64MiB' }), 'INVALID_OPTION', 'args.optimizerMemory', "'adamw_torch'", "'paged_adamw_8bit'");

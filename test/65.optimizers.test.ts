@@ -90,6 +90,24 @@ describe('optimizers', () => {
     }
   });
 
+  it("muon's steps are those of adjustLrFn, and options of other optimizers are refused", async () => {
+    const states = new Set<string>();
+    for (const adjustLrFn of [undefined, 'match_rms_adamw', 'original', 'spectral_unclamped'] as const) {
+      const folder = newFolder();
+      await (await trainer({ outputDir: folder, optim: 'muon', maxSteps: 1, saveStrategy: 'no', optimArgs: { adjustLrFn } })).train();
+      states.add(learnt(folder).toString('base64'));
+    }
+    assert.equal(states.size, 3);
+    await assert.rejects(
+      () => trainer({ outputDir: newFolder(), optim: 'sgd', optimArgs: { adjustLrFn: 'original' } }),
+      code('INVALID_OPTION', 'args.optimArgs.adjustLrFn', "'muon'"),
+    );
+    await assert.rejects(
+      () => trainer({ outputDir: newFolder(), optim: 'adamw_torch', optimArgs: { momentum: 0.5 } }),
+      code('INVALID_OPTION', 'args.optimArgs.momentum', "'sgd' and 'muon'"),
+    );
+  });
+
   it('refuses to continue with another optimizer than the checkpoint was made with', async () => {
     const folder = newFolder();
     await (await trainer({ outputDir: folder, optim: 'adamw_8bit', maxSteps: 4 })).train();

@@ -7,6 +7,7 @@
 #include "ops/adamw.h"
 #include "ops/code_map.h"
 #include "ops/coded_update.h"
+#include "ops/muon.h"
 
 namespace lowrank::addon {
 namespace {
@@ -74,6 +75,21 @@ Status run_coded_update(Context& context, Arguments& in, bool two_states) {
 Status run_adamw_coded(Context& context, Arguments& in) { return run_coded_update(context, in, true); }
 Status run_lion_coded(Context& context, Arguments& in) { return run_coded_update(context, in, false); }
 
+// rows, columns, g, p, momentum, learningRate, weightDecay, beta, gradScale, ratio
+Status run_muon(Context& context, Arguments& in) {
+  const size_t rows = in.size(), columns = in.size();
+  float *const g = in.floats(), *const p = in.floats(), *const momentum = in.floats();
+  MuonConfig config{};
+  config.lr = in.number();
+  config.weight_decay = in.number();
+  config.momentum = in.number();
+  config.grad_scale = in.number32();
+  config.ratio = static_cast<MuonRatio>(in.size());
+  if (!in.ok()) return {};
+  MuonScratch scratch;
+  return muon_update(context, config, rows, columns, StoredFloats(g), StoredFloats(p), momentum, &scratch);
+}
+
 }  // namespace
 
 void register_optimizers(Napi::Object kernels) {
@@ -82,6 +98,7 @@ void register_optimizers(Napi::Object kernels) {
   set("adamW", call<run_adamw>);
   set("adamWCoded", call<run_adamw_coded>);
   set("lionCoded", call<run_lion_coded>);
+  set("muon", call<run_muon>);
 }
 
 }  // namespace lowrank::addon

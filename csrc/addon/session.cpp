@@ -235,7 +235,21 @@ Napi::Value SessionObject::write_optimizer(const Napi::CallbackInfo& info) {
       [](Napi::Env done) { return done.Undefined(); }, bytes);
 }
 
-// { kind, bits, window?, folder? }; left out: AdamW.
+bool get_muon_ratio(const Napi::Value& value, MuonRatio* out) {
+  static constexpr std::pair<const char*, MuonRatio> kRatios[] = {{"original", MuonRatio::kOriginal},
+                                                                  {"match_rms_adamw", MuonRatio::kMatchRmsAdamW},
+                                                                  {"spectral_unclamped", MuonRatio::kSpectralUnclamped}};
+  std::string name;
+  if (!get_string(value, "optimizer.adjustLr", &name)) return false;
+  for (const auto& [known, ratio] : kRatios) {
+    if (name == known) return *out = ratio, true;
+  }
+  throw_status(value.Env(), error(Code::kInvalidOption, "optimizer.adjustLr is '%s'; expected original, match_rms_adamw or spectral_unclamped",
+                                  name.c_str()));
+  return false;
+}
+
+// { kind, bits, window?, folder?, adjustLr? }; left out: AdamW.
 bool get_optimizer_options(const Napi::Value& value, OptimizerOptions* out) {
   if (value.IsUndefined()) return true;
   if (!value.IsObject()) return throw_status(value.Env(), error(Code::kInvalidOption, "optimizer is not an object")), false;
@@ -244,13 +258,15 @@ bool get_optimizer_options(const Napi::Value& value, OptimizerOptions* out) {
   size_t bits = 0;
   if (!get_string(object.Get("kind"), "optimizer.kind", &kind) || !get_size(object.Get("bits"), "optimizer.bits", &bits)) return false;
   static constexpr std::pair<const char*, OptimizerKind> kKinds[] = {{"adamw", OptimizerKind::kAdamW}, {"lion", OptimizerKind::kLion},
-                                                                     {"sgd", OptimizerKind::kSgd}, {"adafactor", OptimizerKind::kAdafactor}};
+                                                                     {"sgd", OptimizerKind::kSgd}, {"adafactor", OptimizerKind::kAdafactor},
+                                                                     {"muon", OptimizerKind::kMuon}};
   const auto* const found = std::find_if(std::begin(kKinds), std::end(kKinds), [&](const auto& known) { return kind == known.first; });
   if (found == std::end(kKinds) || (bits != 8 && bits != 32)) {
     return throw_status(value.Env(), error(Code::kInvalidOption, "there is no optimizer %s of %zu bits", kind.c_str(), bits)), false;
   }
   out->kind = found->second;
   out->coded = bits == 8;
+  if (object.Has("adjustLr") && !get_muon_ratio(object.Get("adjustLr"), &out->muon_ratio)) return false;
   const Napi::Value window = object.Get("window");
   if (window.IsUndefined()) return true;
   return get_size(window, "optimizer.window", &out->window) && get_string(object.Get("folder"), "optimizer.folder", &out->folder);

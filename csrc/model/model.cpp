@@ -202,6 +202,7 @@ Status Model::own(Context& context, Slot* slot, DType type) {
   if (slot->parameter != nullptr && slot->parameter->type == type) return {};
   Parameter copy;
   LR_RETURN_IF_ERROR(make_parameter(slot->name, slot->shape, type, &copy));
+  copy.hidden = is_hidden(static_cast<size_t>(slot - slots_.data()));
   if (purpose_ == Purpose::kUse) LR_RETURN_IF_ERROR(copy_values(context, *slot, type, copy.value.as<unsigned char>()));
   if (slot->parameter == nullptr) {
     slot->parameter = std::make_shared<Parameter>(std::move(copy));
@@ -347,6 +348,7 @@ Result<std::shared_ptr<Adapter>> Model::make_adapter(const std::string& name, st
     lora.dropout = wanted.dropout;
     LR_RETURN_IF_ERROR(make_parameter(wanted.module + ".lora_A." + name, {wanted.r, shape.in}, DType::kF32, &lora.a));
     LR_RETURN_IF_ERROR(make_parameter(wanted.module + ".lora_B." + name, {shape.out, wanted.r}, DType::kF32, &lora.b));
+    lora.a.hidden = lora.b.hidden = true;
     adapter->loras.push_back(std::move(lora));
   }
   return adapter;
@@ -370,6 +372,7 @@ Result<std::shared_ptr<Override>> Model::make_override(Context& context, const s
   if (base.data == nullptr && purpose_ == Purpose::kUse) return error(Code::kInvalidConfig, "tensor %s has no values yet", slot_name.c_str());
   auto override = std::make_shared<Override>(Override{index, {}});
   LR_RETURN_IF_ERROR(make_parameter(slot_name + "." + adapter_name, slot->shape, DType::kF32, &override->value));
+  override->value.hidden = is_hidden(index);
   if (purpose_ == Purpose::kUse) LR_RETURN_IF_ERROR(dequantize(context, base, override->value.data()));
   return override;
 }

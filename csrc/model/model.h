@@ -23,6 +23,7 @@ struct Parameter {
   DType type = DType::kF32;              // or kBF16, of a matrix; a gradient has the same
   Buffer value;
   bool trainable = false;
+  bool hidden = false;                   // a matrix of a block, or of an adapter on one: neither embedding nor head
   size_t id = 0;                         // unique within the model: sessions keep gradients by it
 
   float* data() const { return value.as<float>(); }  // where the type is kF32
@@ -129,6 +130,7 @@ class Model {
   size_t weight_slot(size_t layer, Linear linear) const { return layer_slots_[layer].weight[linear]; }
   size_t bias_slot(size_t layer, Linear linear) const { return layer_slots_[layer].bias[linear]; }   // kNone without
   static constexpr size_t kNone = static_cast<size_t>(-1);
+  bool is_hidden(size_t slot) const { return slots_[slot].shape.size() == 2 && slot != embedding_slot() && slot != head_slot(); }
 
   // What the slot's value is now: the base tensor, or the override of the active adapter added last.
   Matrix value(size_t slot) const;

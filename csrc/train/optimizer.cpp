@@ -4,6 +4,7 @@
 
 #include "train/adafactor.h"
 #include "train/elementwise_optimizers.h"
+#include "train/muon.h"
 
 namespace lowrank {
 namespace {
@@ -13,7 +14,8 @@ std::span<const ElementState> element_states(OptimizerKind kind) {
     case OptimizerKind::kAdamW: return adamw_states();
     case OptimizerKind::kLion: return lion_states();
     case OptimizerKind::kSgd: return sgd_states();
-    case OptimizerKind::kAdafactor: break;
+    case OptimizerKind::kAdafactor:
+    case OptimizerKind::kMuon: break;
   }
   return {};
 }
@@ -23,7 +25,8 @@ std::unique_ptr<SegmentedOptimizer> make_segmented(OptimizerKind kind) {
     case OptimizerKind::kAdamW: return make_adamw();
     case OptimizerKind::kLion: return make_lion();
     case OptimizerKind::kSgd: return make_sgd();
-    case OptimizerKind::kAdafactor: break;
+    case OptimizerKind::kAdafactor:
+    case OptimizerKind::kMuon: break;
   }
   return nullptr;
 }
@@ -52,12 +55,18 @@ Result<std::unique_ptr<Optimizer>> Optimizer::create(const OptimizerOptions& opt
     LR_RETURN_IF_ERROR(adafactor->initialize(trained));
     return std::unique_ptr<Optimizer>(std::move(adafactor));
   }
+  if (options.kind == OptimizerKind::kMuon) {
+    auto muon = std::make_unique<Muon>();
+    LR_RETURN_IF_ERROR(muon->initialize(options, trained));
+    return std::unique_ptr<Optimizer>(std::move(muon));
+  }
   std::unique_ptr<SegmentedOptimizer> optimizer = make_segmented(options.kind);
   LR_RETURN_IF_ERROR(optimizer->initialize(options, trained));
   return std::unique_ptr<Optimizer>(std::move(optimizer));
 }
 
 size_t Optimizer::estimate(const OptimizerOptions& options, std::span<const Parameter* const> parameters) {
+  if (options.kind == OptimizerKind::kMuon) return Muon::bytes(parameters);
   size_t bytes = 0;
   for (const Parameter* parameter : parameters) {
     bytes += options.kind == OptimizerKind::kAdafactor

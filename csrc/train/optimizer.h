@@ -9,18 +9,20 @@
 
 #include "core/context.h"
 #include "model/model.h"
+#include "ops/muon.h"
 
 namespace lowrank {
 
-enum class OptimizerKind { kAdamW, kLion, kSgd, kAdafactor };
+enum class OptimizerKind { kAdamW, kLion, kSgd, kAdafactor, kMuon };
 
 struct OptimizerOptions {
   OptimizerKind kind = OptimizerKind::kAdamW;
   // States of parameters of at least kSmallestCoded elements have 8 bits an element; AdamW and Lion.
   bool coded = false;
-  // States of more bytes than this are paged: they lie in a file in `folder`. Not of adafactor, which keeps next to none.
+  // States of more bytes than this are paged: they lie in a file in `folder`. Not of adafactor, which keeps next to none, and of Muon's.
   size_t window = SIZE_MAX;
   std::string folder;
+  MuonRatio muon_ratio = MuonRatio::kMatchRmsAdamW;
 };
 
 // Smaller parameters keep 32-bit states, as in bitsandbytes.
@@ -29,7 +31,7 @@ constexpr size_t kSmallestCoded = 4096;
 struct UpdateOptions {
   double learning_rate, beta1, beta2, epsilon, weight_decay;  // double: 1 - 0.999f is off by 1e-5
   double max_grad_norm;                                       // 0: no clipping
-  double momentum;                                            // sgd's
+  double momentum;                                            // SGD's and Muon's
 };
 
 // A parameter that is trained, with its gradient.

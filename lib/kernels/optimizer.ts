@@ -64,6 +64,49 @@ export function adamW(options: AdamWOptions): void {
   run('adamW', learningRate, beta1, beta2, epsilon, weightDecay, step, gradScale, p.length, g, p, m, v);
 }
 
+export interface MuonOptions {
+  rows: number;
+  columns: number;
+  /** Parameters [rows, columns] and their momentum: changed in place. */
+  p: Float32Array;
+  momentum: Float32Array;
+  /** Gradient. */
+  g: Float32Array;
+  learningRate: number;
+  /** 0.95 by default. */
+  beta?: number;
+  /** 0 by default. */
+  weightDecay?: number;
+  /** What multiplies the learning rate, torch's adjust_lr_fn: 'match_rms_adamw' by default, torch's own default is 'original'. */
+  adjustLrFn?: 'original' | 'match_rms_adamw' | 'spectral_unclamped';
+  /** Multiplies g first, for clipping; 1 by default. */
+  gradScale?: number;
+}
+
+const MUON_RATIOS = ['original', 'match_rms_adamw', 'spectral_unclamped'] as const;
+
+/**
+ * One update of Muon with Nesterov's momentum and decoupled weight decay, as torch.optim.Muon orders it; Newton-Schulz's iteration is in fp32 where
+ * torch's is in bfloat16. Changes p and momentum.
+ */
+export function muon(options: MuonOptions): void {
+  const known = ['rows', 'columns', 'p', 'momentum', 'g', 'learningRate', 'beta', 'weightDecay', 'adjustLrFn', 'gradScale'];
+  const checks = new Checks('muon', options, known);
+  const { rows, columns, p, momentum, g, learningRate, beta = 0.95, weightDecay = 0, gradScale = 1 } = options;
+  const { adjustLrFn = 'match_rms_adamw' } = options;
+  checks.dimension('rows', rows, 1);
+  checks.dimension('columns', columns, 1);
+  checks.floats('p', p, rows, columns);
+  checks.floats('momentum', momentum, rows, columns);
+  checks.floats('g', g, rows, columns);
+  checks.number('learningRate', learningRate, 0);
+  checks.number('beta', beta, 0, 1);
+  checks.number('weightDecay', weightDecay, 0);
+  checks.number('gradScale', gradScale);
+  checks.choice('adjustLrFn', adjustLrFn, MUON_RATIOS);
+  run('muon', rows, columns, g, p, momentum, learningRate, weightDecay, beta, gradScale, MUON_RATIOS.indexOf(adjustLrFn));
+}
+
 export interface OptimizerUpdate8bitOptions {
   /** 'adamw' and 'adam' (the same: weight decay is decoupled, as in bitsandbytes), or 'lion'. */
   optimizer: 'adamw' | 'adam' | 'lion';

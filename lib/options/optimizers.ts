@@ -3,7 +3,7 @@ import { suggestion } from '../errors.ts';
 
 /** An optimizer as native code knows it. */
 export interface OptimizerSpec {
-  kind: 'adamw' | 'lion' | 'sgd' | 'adafactor';
+  kind: 'adamw' | 'lion' | 'sgd' | 'adafactor' | 'muon';
   /** Of an element's states. */
   bits: 32 | 8;
   /** Whether the states may lie in a file. */
@@ -24,6 +24,7 @@ export const OPTIMIZERS = {
   paged_lion_8bit: { kind: 'lion', bits: 8, paged: true },
   sgd: { kind: 'sgd', bits: 32, paged: false },
   adafactor: { kind: 'adafactor', bits: 32, paged: false },
+  muon: { kind: 'muon', bits: 32, paged: false },
 } as const satisfies Record<string, OptimizerSpec>;
 
 export type OptimizerName = keyof typeof OPTIMIZERS;

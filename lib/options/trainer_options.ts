@@ -4,7 +4,7 @@ import type { CausalLM } from '../model/causal_lm.ts';
 import type { TrainerCallback } from '../train/callbacks.ts';
 import { type DataSource, isDataSource } from './data_source.ts';
 import { type LoraConfig, loraConfigSchema, parseLoraConfig, type ResolvedLoraConfig } from './lora_config.ts';
-import { OPTIMIZERS } from './optimizers.ts';
+import { OPTIMIZERS, type OptimizerName } from './optimizers.ts';
 import { parseOptions, unknownOption } from './parse.ts';
 import {
   checkQuantizationConfig,
@@ -200,6 +200,12 @@ const SCHEDULER_OPTIONS: Readonly<Record<string, readonly string[]>> = {
   inverse_sqrt: ['timescale'],
 };
 
+/** The optimizers that have an argument. */
+const OPTIMIZER_ARGUMENTS: Record<keyof NonNullable<ResolvedTrainingArguments['optimArgs']>, readonly OptimizerName[]> = {
+  momentum: ['sgd', 'muon'],
+  adjustLrFn: ['muon'],
+};
+
 function checkOptimizer(args: ResolvedTrainingArguments): void {
   const { optim, optimizerMemory, optimArgs } = args;
   if (optimizerMemory !== undefined && !OPTIMIZERS[optim].paged) {
@@ -209,8 +215,10 @@ function checkOptimizer(args: ResolvedTrainingArguments): void {
       `nothing with the optimizer '${optim}', whose states are always in memory (it is for 'paged_adamw_8bit' and the other paged ones)`,
     );
   }
-  if (optimArgs?.momentum !== undefined && optim !== 'sgd') {
-    refuse('args.optimArgs.momentum', optimArgs.momentum, `nothing with the optimizer '${optim}'; it is an option of 'sgd'`);
+  for (const [key, optimizers] of Object.entries(OPTIMIZER_ARGUMENTS)) {
+    const value = optimArgs?.[key as keyof typeof OPTIMIZER_ARGUMENTS];
+    if (value === undefined || optimizers.includes(optim)) continue;
+    refuse(`args.optimArgs.${key}`, value, `nothing with the optimizer '${optim}'; it is an option of '${optimizers.join("' and '")}'`);
   }
 }
 

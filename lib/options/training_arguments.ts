@@ -61,14 +61,25 @@ export const trainingArgumentsSchema = z.strictObject({
   optim: optimizerName
     .default('adamw_torch')
     .describe(
-      'The optimizer. AdamW: adamw_torch (and adamw_torch_fused, the same), adamw_8bit (and adamw_bnb_8bit), paged_adamw_32bit, paged_adamw_8bit; Lion: lion_32bit, lion_8bit, paged_lion_32bit, paged_lion_8bit; sgd; adafactor.',
+      'The optimizer. AdamW: adamw_torch (and adamw_torch_fused, the same), adamw_8bit (and adamw_bnb_8bit), paged_adamw_32bit, paged_adamw_8bit; Lion: lion_32bit, lion_8bit, paged_lion_32bit, paged_lion_8bit; sgd; adafactor; muon.',
     ),
   optimizerMemory: byteSize
     .refine((bytes) => bytes >= 4 * 2 ** 20, { error: "at least '4MiB'" })
     .optional()
     .describe("paged_…: most bytes of the optimizer's states in memory, '512MiB' when left out; the others lie in a file in outputDir."),
   optimArgs: z
-    .strictObject({ momentum: z.number().min(0).lt(1).optional().describe('sgd: share of the last update in the next one, 0.9.') })
+    .strictObject({
+      momentum: z
+        .number()
+        .min(0)
+        .lt(1)
+        .optional()
+        .describe('sgd: share of the last update in the next one, 0.9; muon: decay of the momentum, 0.95.'),
+      adjustLrFn: z
+        .enum(['original', 'match_rms_adamw', 'spectral_unclamped'])
+        .optional()
+        .describe("muon: what multiplies the learning rate of a matrix, as torch's adjust_lr_fn; 'match_rms_adamw'."),
+    })
     .optional()
     .describe("The optimizer's own options."),
   adamBeta1: z.number().min(0).lt(1).default(0.9).describe('Decay of the first moment.'),

@@ -8,5 +8,16 @@ const DEFAULT_WINDOW = 512 * 2 ** 20;
 /** The native optimizer that args.optim names. States that do not fit args.optimizerMemory lie in a file in args.outputDir. */
 export function optimizerOf(args: ResolvedTrainingArguments): NativeOptimizer {
   const { kind, bits, paged } = OPTIMIZERS[args.optim];
-  return { kind, bits, ...(paged && { window: args.optimizerMemory ?? DEFAULT_WINDOW, folder: args.outputDir }) };
+  const adjustLr = args.optimArgs?.adjustLrFn;
+  return {
+    kind,
+    bits,
+    ...(paged && { window: args.optimizerMemory ?? DEFAULT_WINDOW, folder: args.outputDir }),
+    ...(adjustLr && { adjustLr }),
+  };
+}
+
+/** SGD's and Muon's; torch's own default of SGD is 0, which is no momentum. */
+export function momentumOf({ optim, optimArgs }: ResolvedTrainingArguments): number {
+  return optimArgs?.momentum ?? (optim === 'muon' ? 0.95 : 0.9);
 }

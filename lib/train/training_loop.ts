@@ -4,6 +4,7 @@ import type { ResolvedTrainingArguments } from '../options/training_arguments.ts
 import { notify, type TrainerControl, type TrainingStep } from './callbacks.ts';
 import type { DataPosition } from './checkpoint.ts';
 import { type MilestoneContext, Milestones, type StepFigures } from './milestones.ts';
+import { momentumOf } from './optimizer.ts';
 import { learningRateAt, type ScheduleOptions, warmupLength } from './schedulers.ts';
 import { microBatches, type StepPlan } from './step_plan.ts';
 import type { StopReason } from './stop_request.ts';
@@ -164,7 +165,7 @@ export class TrainingLoop {
       epsilon: args.adamEpsilon,
       weightDecay: args.weightDecay,
       maxGradNorm: args.maxGradNorm,
-      momentum: args.optimArgs?.momentum ?? 0.9,
+      momentum: momentumOf(args),
     });
   }
 
