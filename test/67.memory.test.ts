@@ -265,6 +265,15 @@ onLinux('the peak of a training', function () {
     ['checkpoints in a file', { args: { gradientCheckpointing: 'offload' } }, { rows: 8 }],
     ['checkpointing every third layer', { args: { gradientCheckpointing: { every: 3 } } }, { rows: 8 }],
     ['one long row', {}, { rows: 1, length: 4096 }],
+    ['the model itself', { peftConfig: null, args: { gradientCheckpointing: true } }],
+    [
+      'the model itself, with checkpoints on the disk',
+      {
+        peftConfig: null,
+        layers: { frozen: [0] },
+        args: { optim: 'paged_adamw_8bit', optimizerMemory: '8MiB', saveStrategy: 'steps', saveSteps: 1 },
+      },
+    ],
   ];
   for (const [name, options, shape] of forms) {
     it(`is within a tenth of the plan: ${name}`, () => {

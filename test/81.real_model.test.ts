@@ -176,7 +176,7 @@ describe('the real SmolLM2-135M-Instruct from its GGUF, beside Transformers and 
     assertNear('loss on the first batch afterwards', loss, expected.finalLossOnFirstBatch, 1e-3);
   });
 
-  it('trains itself, in bfloat16 weights and a bounded memory, and its folder gives what it learnt', async () => {
+  it('is trained itself, in bfloat16 weights decoded from its blocks, and its folder gives what it learnt', async () => {
     const batch = read<Training>('training').batches[0] as number[][];
     const outputDir = join(folder, 'tuned');
     const trainer = new LoraTrainer({
