@@ -36,7 +36,7 @@ export interface NativeTensorFile {
 
 export interface NativeTensorData {
   name: string;
-  /** F32, BF16, F16, I64, I32, U8 */
+  /** F32, BF16, F16, I64, I32, I8, U8 */
   dtype: string;
   shape: number[];
   data: ArrayBufferView;
@@ -103,14 +103,39 @@ export type NativeComputeType = 'f32' | 'bf16';
 
 export type NativeFloatType = 'F32' | 'BF16' | 'F16';
 
-/** How a weight is quantised; see csrc/ops/quantize_4bit.h. */
-interface NativeQuantization {
-  type: 'NF4' | 'FP4';
+export type NativeQuantizedType = 'NF4' | 'FP4' | 'INT8';
+
+/** How a weight is quantised; see csrc/ops/quantize_4bit.h and quantize_int8.h. */
+export interface NativeQuantization {
+  type: NativeQuantizedType;
+  /** Weights that share a magnitude; INT8 has one for each row. */
   blockSize: number;
   /** Double quantisation. */
   nested: boolean;
   /** What weights are rounded to first. */
   source: NativeFloatType;
+}
+
+/** A matrix as bitsandbytes has it. */
+export interface NativeQuantized {
+  type: NativeQuantizedType;
+  blockSize: number;
+  /** Two weights a byte, INT8: one. */
+  codes: Uint8Array;
+  /** Of each block; also with `nested` where it was read from a model. */
+  absmax?: Float32Array;
+  nested?: NativeNestedAbsmax;
+}
+
+/** Magnitudes after double quantisation. */
+export interface NativeNestedAbsmax {
+  codes: Uint8Array;
+  /** Of each `blockSize` codes. */
+  absmax: Float32Array;
+  /** What the 256 codes stand for. */
+  map: Float32Array;
+  blockSize: number;
+  offset: number;
 }
 
 /** T packed tokens of several sequences; never padded. */
@@ -324,11 +349,17 @@ export interface NativeAddon {
   openTensorFileAsync(path: string): Promise<NativeTensorFile>;
   /** Writes to a temporary name beside `path`, fsyncs and renames. */
   writeSafetensors(path: string, tensors: NativeTensorData[], metadata: Record<string, string>): Promise<void>;
-  /** The same of a model's parameters, which do not pass through JavaScript's memory. */
-  writeParameters(model: NativeModel, path: string, parameters: NativeParameterData[], metadata: Record<string, string>): Promise<void>;
+  /** The same of a model's parameters, which do not pass through JavaScript's memory, and of other tensors beside them. */
+  writeParameters(
+    model: NativeModel,
+    path: string,
+    parameters: NativeParameterData[],
+    metadata: Record<string, string>,
+    others?: NativeTensorData[],
+  ): Promise<void>;
   /** For planning: without any memory, its slots are described and its adapters have shapes alone. */
   createModel(config: NativeModelConfig, forPlanning?: boolean): NativeModel;
-  /** Like bind(), but stores a matrix as 4-bit codes in memory of its own; the file's pages are given back. */
+  /** Like bind(), but stores a matrix as codes in memory of its own; the file's pages are given back. */
   quantizeTensor(
     model: NativeModel,
     slot: string,
@@ -337,15 +368,10 @@ export interface NativeAddon {
     unpermuteHeads: number,
     options: NativeQuantization,
   ): Promise<void>;
-  /** Stores a matrix as bitsandbytes' codes and magnitudes, which are not nested any more. */
-  setQuantizedTensor(
-    model: NativeModel,
-    slot: string,
-    type: NativeQuantization['type'],
-    blockSize: number,
-    packed: Uint8Array,
-    absmax: Float32Array,
-  ): Promise<void>;
+  /** Stores a matrix as bitsandbytes' codes and magnitudes. */
+  setQuantizedTensor(model: NativeModel, slot: string, weight: NativeQuantized): Promise<void>;
+  /** The same back, byte for byte. */
+  readQuantizedTensor(model: NativeModel, slot: string): Promise<NativeQuantized>;
   createSession(
     model: NativeModel,
     options: {

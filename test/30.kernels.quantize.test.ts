@@ -168,3 +168,63 @@ describe('lowrank/kernels: quantizeBlockwise', () => {
     assertRefused(() => kernels.dequantizeBlockwise([] as unknown as Uint8Array, state), 'SHAPE_MISMATCH', 'quantized');
   });
 });
+
+describe('lowrank/kernels: int8VectorwiseQuant', () => {
+  const kColumns = 37;
+  const kinds = names.flatMap((name) => (name.endsWith('.rows.codes') ? [name.split('.')[0]!] : []));
+  const signed = (name: string) => new Int8Array(bytes(name).slice().buffer);
+
+  it('gives the bytes of bitsandbytes for numbers of every kind, in every type', () => {
+    assert.ok(kinds.length >= 8, String(kinds));
+    for (const kind of kinds) {
+      const { dtype, data } = input(kind);
+      const size = dtype === 'F32' ? 4 : 2;
+      const rows = Math.floor(data.length / size / kColumns);
+      const own = { dtype, data: data.slice(0, rows * kColumns * size) };
+      const got = kernels.int8VectorwiseQuant(own, { rows, columns: kColumns });
+      assertSame(bits(got.absmax), bits(floats(`${kind}.rows.absmax`)), `${kind}: absmax`);
+      assertSame(got.quantized, signed(`${kind}.rows.codes`), `${kind}: codes`);
+      assertSame(bits(kernels.int8VectorwiseDequant(got)), bits(floats(`${kind}.rows.values`)), `${kind}: values`);
+    }
+  });
+
+  it('rounds to the nearest code of each row', () => {
+    const random = new Random();
+    for (let round = 0; round < 40; round++) {
+      const [rows, columns] = [random.below(9), random.below(200)];
+      const x = random.normals(rows * columns, 10 ** (random.below(60) - 30));
+      if (rows > 2 && columns > 0) x.fill(0, columns, 2 * columns);
+      const { quantized, absmax } = kernels.int8VectorwiseQuant(x, { rows, columns });
+      const values = kernels.int8VectorwiseDequant({ quantized, absmax });
+      for (let row = 0; row < rows; row++) {
+        const of = x.subarray(row * columns, (row + 1) * columns);
+        assert.equal(
+          absmax[row],
+          of.reduce((largest, value) => Math.max(largest, Math.abs(value)), 0),
+        );
+        of.forEach((value, i) => {
+          const step = absmax[row]! / 127;
+          // Half a step, and what two roundings of fp32 add.
+          assert.ok(Math.abs(values[row * columns + i]! - value) <= step * (0.5 + 3e-5), `round ${round}: row ${row}, column ${i}`);
+        });
+      }
+    }
+  });
+
+  it('makes zeros of rows with infinities, NaN of their values', () => {
+    const x = new Float32Array([1, -2, Number.POSITIVE_INFINITY, 3, 3, Number.NaN, 0, 0, 0]);
+    const { quantized, absmax } = kernels.int8VectorwiseQuant(x, { rows: 3, columns: 3 });
+    assert.deepEqual([...quantized], [0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    assert.deepEqual([...absmax], [Number.POSITIVE_INFINITY, Number.NaN, 0]);
+  });
+
+  it('names what is wrong with an argument', () => {
+    const x = new Float32Array(6);
+    assertRefused(() => kernels.int8VectorwiseQuant(x, { rows: 2, columns: 4 }), 'SHAPE_MISMATCH', 'x', '8');
+    assertRefused(() => kernels.int8VectorwiseQuant(x, { rows: 2, columns: 1.5 }), 'SHAPE_MISMATCH', 'columns');
+    assertRefused(() => kernels.int8VectorwiseQuant(x, { rows: 2, cols: 3 } as never), 'UNKNOWN_OPTION', 'cols');
+    const absmax = new Float32Array(4);
+    assertRefused(() => kernels.int8VectorwiseDequant({ quantized: new Int8Array(6), absmax }), 'SHAPE_MISMATCH', 'quantized', '6');
+    assertRefused(() => kernels.int8VectorwiseDequant({ quantized: x as never, absmax }), 'SHAPE_MISMATCH', 'quantized');
+  });
+});

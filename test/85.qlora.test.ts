@@ -3,10 +3,12 @@ import { cpSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { permutation } from '../lib/data/shuffle.ts';
 import { CausalLM, LoraTrainer, PeftModel, type TrainingArguments } from '../lib/index.ts';
+import { int8VectorwiseQuant } from '../lib/kernels.ts';
+import { native } from '../lib/native.ts';
 import { rewriteSafetensors } from './support/rewrite_safetensors.ts';
 import { assertFails, deleteTemporaryFolders, largestDifference, temporaryFolder, tinyConfig } from './support/tiny_models.ts';
 
-// A tiny model in bfloat16, and as bitsandbytes has it in 4 bits: test/reference/make_qlora_fixture.py.
+// A tiny model in bfloat16, and as bitsandbytes has it in 4 and 8 bits: test/reference/make_qlora_fixture.py.
 const folder = 'test/fixtures/qlora';
 const base = join(folder, 'base');
 const nf4 = { loadIn4bit: true, bnb4bitQuantType: 'nf4', bnb4bitUseDoubleQuant: true } as const;
@@ -19,15 +21,17 @@ interface Training {
   losses: number[];
   logits: number[];
 }
-const training = JSON.parse(readFileSync(join(folder, 'training.json'), 'utf8')) as Training;
+const readTraining = (name: string) => JSON.parse(readFileSync(join(folder, name), 'utf8')) as Training;
+const training = readTraining('training.json');
+const int8 = readTraining('int8.json') as Pick<Training, 'losses' | 'logits'>;
 
 const typesOf = (model: CausalLM) => new Map(model.parameters().map(({ name, dtype }) => [name, dtype]));
 const logitsOf = async (model: CausalLM) => (await model.forward({ inputIds: [training.rows[0]!] })).data;
 
 /** A copy of a fixture's folder with other tensors or another state of the first weight. */
-async function changed(change: Parameters<typeof rewriteSafetensors>[1]): Promise<string> {
+async function changed(change: Parameters<typeof rewriteSafetensors>[1], name = 'nf4'): Promise<string> {
   const copy = temporaryFolder();
-  cpSync(join(folder, 'nf4'), copy, { recursive: true });
+  cpSync(join(folder, name), copy, { recursive: true });
   await rewriteSafetensors(join(copy, 'model.safetensors'), change);
   return copy;
 }
@@ -58,6 +62,38 @@ describe('quantizationConfig', () => {
     assert.ok(largestDifference(values!, plain!) > 1e-4, 'double quantisation changes nothing');
   });
 
+  it('has the bytes of LLM.int8() for rows in 8 bits', async () => {
+    await using own = await CausalLM.fromPretrained(base, { quantizationConfig: { loadIn8bit: true } });
+    await using theirs = await CausalLM.fromPretrained(join(folder, 'int8'));
+    assert.deepEqual(typesOf(own), typesOf(theirs));
+    for (const [name, dtype] of typesOf(own)) {
+      assert.equal(dtype, /_proj\.weight$/.test(name) ? 'INT8' : name.endsWith('norm.weight') ? 'F32' : 'BF16', name);
+      assert.deepEqual(await own.core.native.readParameter(name), await theirs.core.native.readParameter(name), name);
+      if (dtype !== 'INT8') continue;
+      const [codes, expected] = [own, theirs].map((model) => native().readQuantizedTensor(model.core.native, name));
+      assert.deepEqual(await codes, await expected, name);
+    }
+  });
+
+  it('rounds weights to float16 before it quantises them to 8 bits, as bitsandbytes does', async () => {
+    const [single, half] = [temporaryFolder(), temporaryFolder()];
+    await using random = await CausalLM.fromConfig(tinyConfig({ hidden_size: 64, intermediate_size: 64, num_attention_heads: 4 }), {
+      seed: 3,
+    });
+    await random.savePretrained(single);
+    await random.savePretrained(half, { dtype: 'float16' });
+    const name = 'model.layers.0.self_attn.q_proj.weight';
+    const file = native().openTensorFile(join(half, 'model.safetensors'));
+    const [rows = 0, columns = 0] = file.tensors().find((tensor) => tensor.name === name)!.shape;
+    const expected = int8VectorwiseQuant({ dtype: 'F16', data: file.readRaw(name) }, { rows, columns });
+    const plain = int8VectorwiseQuant(await random.core.native.readParameter(name), { rows, columns });
+    assert.notDeepEqual(plain.quantized, expected.quantized);
+    await using model = await CausalLM.fromPretrained(single, { quantizationConfig: { loadIn8bit: true } });
+    const { codes, absmax } = await native().readQuantizedTensor(model.core.native, name);
+    assert.deepEqual(new Int8Array(codes.buffer), expected.quantized);
+    assert.deepEqual(absmax, expected.absmax);
+  });
+
   it('rounds weights to dtype before it quantises them', async () => {
     await using model = await CausalLM.fromPretrained(base, { quantizationConfig: fp4, dtype: 'float32' });
     await using stored = await CausalLM.fromPretrained(base, { quantizationConfig: fp4 });
@@ -77,10 +113,12 @@ describe('quantizationConfig', () => {
   });
 
   it('computes with the numbers that the codes of bitsandbytes stand for', async () => {
-    await using model = await CausalLM.fromPretrained(join(folder, 'nf4'), { dtype: 'float32' });
-    const logits = await logitsOf(model);
-    const largest = Math.max(...training.logits.map(Math.abs));
-    assert.ok(largestDifference(logits, training.logits) <= 2e-5 * largest);
+    for (const [name, expected] of [['nf4', training.logits] as const, ['int8', int8.logits] as const]) {
+      await using model = await CausalLM.fromPretrained(join(folder, name), { dtype: 'float32' });
+      const logits = await logitsOf(model);
+      const largest = Math.max(...expected.map(Math.abs));
+      assert.ok(largestDifference(logits, expected) <= 2e-5 * largest, name);
+    }
   });
 
   it('generates and computes losses with the codes as with the numbers that they stand for', async () => {
@@ -94,51 +132,49 @@ describe('quantizationConfig', () => {
     assert.deepEqual((await generated(model)).ids, (await generated(plain)).ids);
   });
 
-  it('is dropped from the config.json of a saved model', async () => {
-    await using model = await CausalLM.fromPretrained(join(folder, 'nf4'));
-    const saved = temporaryFolder();
-    await model.savePretrained(saved);
-    assert.equal(JSON.parse(readFileSync(join(saved, 'config.json'), 'utf8')).quantization_config, undefined);
-    await using again = await CausalLM.fromPretrained(saved);
-    assert.equal(typesOf(again).get('model.layers.0.mlp.up_proj.weight'), 'BF16');
-  });
-
-  it('trains: the losses of PEFT on bitsandbytes over 20 steps', async () => {
-    const peft = await PeftModel.fromPretrained(await CausalLM.fromPretrained(join(folder, 'nf4')), join(folder, 'adapter'), {
-      isTrainable: true,
+  for (const [name, losses] of [['nf4', training.losses] as const, ['int8', int8.losses] as const]) {
+    it(`trains on ${name}: the losses of PEFT on bitsandbytes over 20 steps`, async () => {
+      const peft = await PeftModel.fromPretrained(await CausalLM.fromPretrained(join(folder, name)), join(folder, 'adapter'), {
+        isTrainable: true,
+      });
+      const own = await trainOn(peft);
+      await peft.dispose();
+      own.forEach((loss, step) => {
+        const expected = losses[step]!;
+        assert.ok(Math.abs(loss - expected) <= 1e-5 * expected, `step ${step + 1}: ${loss} instead of ${expected}`);
+      });
     });
-    const losses = await trainOn(peft);
-    await peft.dispose();
-    losses.forEach((loss, step) => {
-      const expected = training.losses[step]!;
-      assert.ok(Math.abs(loss - expected) <= 1e-5 * expected, `step ${step + 1}: ${loss} instead of ${expected}`);
-    });
-  });
+  }
 
   it('is an option of the trainer, whose log names it', async () => {
-    const lines: string[] = [];
-    const write = process.stderr.write;
-    process.stderr.write = (chunk: string | Uint8Array) => lines.push(String(chunk)) > 0;
-    try {
-      const trainer = new LoraTrainer({
-        model: base,
-        trainDataset: training.rows.map((inputIds) => ({ inputIds })),
-        quantizationConfig: nf4,
-        args: { outputDir: temporaryFolder(), maxSteps: 1, saveStrategy: 'no', disableTqdm: true, bf16: false },
-      });
-      await trainer.train();
-      assert.equal(typesOf(trainer.model).get('model.layers.0.self_attn.q_proj.weight'), 'NF4');
-      await trainer.dispose();
-    } finally {
-      process.stderr.write = write;
-    }
-    assert.match(lines.join('\n'), /base weights: 4 bits \(nf4, double quantisation\)/);
+    const logOf = async (quantizationConfig: object, type: string) => {
+      const lines: string[] = [];
+      const write = process.stderr.write;
+      process.stderr.write = (chunk: string | Uint8Array) => lines.push(String(chunk)) > 0;
+      try {
+        const trainer = new LoraTrainer({
+          model: base,
+          trainDataset: training.rows.map((inputIds) => ({ inputIds })),
+          quantizationConfig,
+          args: { outputDir: temporaryFolder(), maxSteps: 1, saveStrategy: 'no', disableTqdm: true, bf16: false },
+        });
+        await trainer.train();
+        assert.equal(typesOf(trainer.model).get('model.layers.0.self_attn.q_proj.weight'), type);
+        await trainer.dispose();
+      } finally {
+        process.stderr.write = write;
+      }
+      return lines.join('\n');
+    };
+    assert.match(await logOf(nf4, 'NF4'), /base weights: 4 bits \(nf4, double quantisation\)/);
+    assert.match(await logOf({ loadIn8bit: true }, 'INT8'), /base weights: 8 bits \(int8, a magnitude for each row\)/);
   });
 
   it('names what it cannot do', async () => {
     const load = (quantizationConfig: object, source = base) => CausalLM.fromPretrained(source, { quantizationConfig });
-    await assertFails(() => load({ loadIn8bit: true }), 'UNSUPPORTED_QUANTIZATION', /loadIn8bit/);
-    await assertFails(() => load({}), 'INVALID_OPTION', /loadIn4bit/);
+    await assertFails(() => load({}), 'INVALID_OPTION', /loadIn4bit/, /loadIn8bit/);
+    await assertFails(() => load({ loadIn4bit: true, loadIn8bit: true }), 'INVALID_OPTION', /loadIn4bit/, /loadIn8bit/);
+    await assertFails(() => load({ loadIn8bit: true, llmInt8Threshold: -1 }), 'INVALID_OPTION', /llmInt8Threshold/);
     await assertFails(() => load({ loadIn4Bit: true }), 'UNKNOWN_OPTION', /loadIn4bit/);
     await assertFails(() => load({ ...nf4, bnb4bitQuantType: 'int4' }), 'INVALID_OPTION', /bnb4bitQuantType/, /int4/);
     await assertFails(() => load({ ...nf4, bnb4bitQuantStorage: 'bfloat16' }), 'INVALID_OPTION', /bnb4bitQuantStorage/);
@@ -146,7 +182,9 @@ describe('quantizationConfig', () => {
     const narrow = temporaryFolder();
     await using random = await CausalLM.fromConfig(tinyConfig());
     await random.savePretrained(narrow);
-    await assertFails(() => load(nf4, narrow), 'UNSUPPORTED_QUANTIZATION', /model\.layers\.0\.self_attn\.q_proj\.weight/, /24/, /64/);
+    for (const config of [nf4, { loadIn8bit: true }]) {
+      await assertFails(() => load(config, narrow), 'UNSUPPORTED_QUANTIZATION', /model\.layers\.0\.self_attn\.q_proj\.weight/, /24/, /64/);
+    }
   });
 });
 
@@ -166,6 +204,21 @@ describe('bitsandbytes checkpoints', () => {
     await fails((tensors) => replaceState(tensors, JSON.stringify({ quant_type: 'nf4', blocksize: 0, shape: [128, 64] })), /blocksize/);
     await fails((tensors) => replaceState(tensors, JSON.stringify({ quant_type: 'nf4', blocksize: 64, shape: [64, 64] })), /up_proj/);
     await fails((tensors) => replaceState(tensors, JSON.stringify({ quant_type: 'nf4', blocksize: 64, shape: [128, 64] })), /nested/);
+  });
+
+  it('in 8 bits are refused likewise, and in the layouts of old GPUs', async () => {
+    const module = 'model.layers.0.mlp.up_proj';
+    const load = async (change: Parameters<typeof rewriteSafetensors>[1]) => CausalLM.fromPretrained(await changed(change, 'int8'));
+    const replaced = (name: string, tensor: object) =>
+      load((tensors) => tensors.map((old) => (old.name === `${module}.${name}` ? { ...old, ...tensor } : old)));
+    await assertFails(() => load((tensors) => tensors.filter(({ name }) => name !== `${module}.weight`)), 'INVALID_SAFETENSORS', /up_proj/);
+    const scales = { shape: [64], data: new Float32Array(64) };
+    await assertFails(() => replaced('SCB', scales), 'INVALID_SAFETENSORS', /up_proj\.SCB/, /64/, /128/);
+    const wide = { dtype: 'F32', data: new Float32Array(128 * 64) };
+    await assertFails(() => replaced('weight', wide), 'INVALID_SAFETENSORS', /up_proj\.weight/, /I8/);
+    await assertFails(() => replaced('weight_format', { data: new Uint8Array([2]) }), 'UNSUPPORTED_QUANTIZATION', /weight_format/);
+    await using model = await load((tensors) => tensors.filter(({ name }) => !name.endsWith('weight_format')));
+    assert.equal(typesOf(model).get(`${module}.weight`), 'INT8');
   });
 
   it('are refused where their values are not those of their type', async () => {

@@ -246,24 +246,6 @@ bool get_shape(Napi::Env env, const Napi::Value& value, TensorToWrite* out) {
   return true;
 }
 
-// Leaves the object that holds the bytes in `keep`.
-bool get_tensor(Napi::Env env, const Napi::Value& value, TensorToWrite* out, Napi::Array keep) {
-  if (!value.IsObject()) {
-    return refuse(env, error(Code::kInvalidOption, "a tensor to write is not an object"));
-  }
-  const Napi::Object object = value.As<Napi::Object>();
-  if (!get_string(object.Get("name"), "a tensor's name", &out->name)) return false;
-  if (!get_dtype(object.Get("dtype"), out->name, &out->dtype)) return false;
-  if (!get_shape(env, object.Get("shape"), out)) return false;
-  const Napi::Value data = object.Get("data");
-  if (!get_bytes(data, &out->data, &out->bytes)) {
-    return refuse(env, error(Code::kInvalidOption, "the data of tensor %s is no typed array",
-                             quoted(out->name).c_str()));
-  }
-  keep.Set(keep.Length(), data);
-  return true;
-}
-
 // writeSafetensors(path, tensors, metadata): checks on this thread, writes on another. The arrays
 // are kept alive and read in place until the promise settles: changing or transferring one
 // meanwhile changes what is written.
@@ -297,6 +279,23 @@ Napi::Value write_safetensors_async(const Napi::CallbackInfo& info) {
 }
 
 }  // namespace
+
+bool get_tensor(Napi::Env env, const Napi::Value& value, TensorToWrite* out, Napi::Array keep) {
+  if (!value.IsObject()) {
+    return refuse(env, error(Code::kInvalidOption, "a tensor to write is not an object"));
+  }
+  const Napi::Object object = value.As<Napi::Object>();
+  if (!get_string(object.Get("name"), "a tensor's name", &out->name)) return false;
+  if (!get_dtype(object.Get("dtype"), out->name, &out->dtype)) return false;
+  if (!get_shape(env, object.Get("shape"), out)) return false;
+  const Napi::Value data = object.Get("data");
+  if (!get_bytes(data, &out->data, &out->bytes)) {
+    return refuse(env, error(Code::kInvalidOption, "the data of tensor %s is no typed array",
+                             quoted(out->name).c_str()));
+  }
+  keep.Set(keep.Length(), data);
+  return true;
+}
 
 bool get_metadata(Napi::Env env, const Napi::Value& value, MetadataStrings* out) {
   if (value.IsUndefined() || value.IsNull()) return true;

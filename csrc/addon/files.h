@@ -14,6 +14,9 @@ namespace lowrank::addon {
 // The strings of an object; false after throwing.
 bool get_metadata(Napi::Env env, const Napi::Value& value, MetadataStrings* out);
 
+// A NativeTensorData; the object that holds its bytes is added to `keep`. False after throwing.
+bool get_tensor(Napi::Env env, const Napi::Value& value, TensorToWrite* out, Napi::Array keep);
+
 void register_files(Napi::Env env, Napi::Object exports);
 
 // The file behind a NativeTensorFile, which outlives its close() in whoever holds this. Null after

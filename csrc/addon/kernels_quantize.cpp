@@ -5,6 +5,7 @@
 #include "ops/dynamic_map.h"
 #include "ops/quantize_4bit.h"
 #include "ops/quantize_blockwise.h"
+#include "ops/quantize_int8.h"
 
 namespace lowrank::addon {
 namespace {
@@ -66,6 +67,28 @@ Status run_quantize_blockwise(Context& context, Arguments& in) {
   return quantize_blockwise(context, x, n, block, code, out, absmax);
 }
 
+// x, rows, columns, codes, absmax
+Status run_quantize_int8(Context& context, Arguments& in) {
+  const float* const x = in.floats();
+  const size_t rows = in.size(), columns = in.size();
+  uint8_t* const codes = in.bytes();
+  float* const absmax = in.floats();
+  if (!in.ok()) return {};
+  quantize_int8(context, x, rows, columns, reinterpret_cast<int8_t*>(codes), absmax);
+  return {};
+}
+
+// codes, absmax, rows, columns, out
+Status run_dequantize_int8(Context& context, Arguments& in) {
+  const uint8_t* const codes = in.bytes();
+  const float* const absmax = in.floats();
+  const size_t rows = in.size(), columns = in.size();
+  float* const out = in.floats();
+  if (!in.ok()) return {};
+  dequantize_int8(context, reinterpret_cast<const int8_t*>(codes), absmax, rows, columns, out);
+  return {};
+}
+
 // signed, out[256]
 Status run_dynamic_map(Context&, Arguments& in) {
   const bool is_signed = in.flag();
@@ -85,6 +108,8 @@ void register_quantization(Napi::Object kernels) {
   set("meanAbsmax", call<run_mean_absmax>);
   set("quantizeBlockwise", call<run_quantize_blockwise>);
   set("dequantizeBlockwise", call<run_dequantize_codes<dequantize_blockwise>>);
+  set("int8VectorwiseQuant", call<run_quantize_int8>);
+  set("int8VectorwiseDequant", call<run_dequantize_int8>);
   set("dynamicMap", call<run_dynamic_map>);
 }
 

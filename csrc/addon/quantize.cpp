@@ -1,5 +1,6 @@
-// quantizeTensor and setQuantizedTensor of lib/native.ts: weights of a model as 4-bit block types.
+// quantizeTensor, setQuantizedTensor and readQuantizedTensor of lib/native.ts: weights of a model in bitsandbytes' types.
 
+#include <algorithm>
 #include <memory>
 #include <string>
 
@@ -7,7 +8,10 @@
 #include "addon/files.h"
 #include "addon/model_object.h"
 #include "addon/module.h"
+#include "core/checked.h"
 #include "formats/tensor_file.h"
+#include "ops/quantize_blockwise.h"
+#include "ops/quantize_int8.h"
 
 namespace lowrank::addon {
 namespace {
@@ -60,36 +64,123 @@ Napi::Value quantize_tensor(const Napi::CallbackInfo& info) {
       info[2].As<Napi::Object>());
 }
 
-// model, slot, type, blockSize, packed, absmax
+bool get_bytes(const Napi::Value& value, const char* what, ArrayView<uint8_t>* out) {
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
+    throw_status(value.Env(), error(Code::kInvalidOption, "%s is not a Uint8Array", what));
+    return false;
+  }
+  Napi::Uint8Array array = value.As<Napi::Uint8Array>();
+  *out = {array.Data(), array.ElementLength()};
+  return true;
+}
+
+// Copies: it stays with the model. False after throwing.
+bool get_nested(const Napi::Value& value, std::shared_ptr<const NestedAbsmax>* out) {
+  if (!value.IsObject()) return throw_status(value.Env(), error(Code::kInvalidOption, "nested is not an object")), false;
+  const Napi::Object object = value.As<Napi::Object>();
+  auto nested = std::make_shared<NestedAbsmax>();
+  ArrayView<uint8_t> codes;
+  ArrayView<float> absmax, map;
+  double offset = 0;
+  if (!get_bytes(object.Get("codes"), "codes", &codes) || !get_floats(object.Get("absmax"), "absmax", &absmax) ||
+      !get_floats(object.Get("map"), "map", &map) || !get_size(object.Get("blockSize"), "blockSize", &nested->block) ||
+      !get_double(object.Get("offset"), "offset", &offset)) {
+    return false;
+  }
+  if (nested->block == 0 || absmax.length != ceil_div(codes.length, nested->block) || map.length != kByteCodes) {
+    const Status status = error(Code::kShapeMismatch, "%zu nested magnitudes and a map of %zu do not fit %zu codes in blocks of %zu",
+                                absmax.length, map.length, codes.length, nested->block);
+    return throw_status(value.Env(), status), false;
+  }
+  nested->codes.assign(codes.data, codes.data + codes.length);
+  nested->absmax.assign(absmax.data, absmax.data + absmax.length);
+  nested->map.assign(map.data, map.data + map.length);
+  nested->offset = static_cast<float>(offset);
+  *out = std::move(nested);
+  return true;
+}
+
+// False after throwing.
+bool get_quantized(const Napi::Object& object, QuantizedWeight* out) {
+  std::string type;
+  ArrayView<uint8_t> codes;
+  ArrayView<float> absmax;
+  if (!get_string(object.Get("type"), "type", &type) || !get_size(object.Get("blockSize"), "blockSize", &out->block) ||
+      !get_bytes(object.Get("codes"), "codes", &codes)) {
+    return false;
+  }
+  const Napi::Value nested = object.Get("nested");
+  if (nested.IsUndefined() ? !get_floats(object.Get("absmax"), "absmax", &absmax) : !get_nested(nested, &out->nested)) return false;
+  const Result<DType> found = weight_type(type);
+  if (!found.ok()) return throw_status(object.Env(), found.status()), false;
+  out->type = found.value();
+  out->codes = {codes.data, codes.length};
+  out->absmax = {absmax.data, absmax.length};
+  return true;
+}
+
+// model, slot, weight
 Napi::Value set_quantized_tensor(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  std::string slot, type;
-  size_t block = 0;
-  ArrayView<float> absmax;
+  std::string slot;
+  QuantizedWeight weight;
   const std::shared_ptr<ModelState> state = unwrap_idle_model(info[0]);
-  if (state == nullptr || !get_string(info[1], "slot", &slot) || !get_string(info[2], "type", &type) ||
-      !get_size(info[3], "blockSize", &block)) {
-    return env.Undefined();
-  }
-  if (!info[4].IsTypedArray() || info[4].As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
-    return throw_status(env, error(Code::kInvalidOption, "packed is not a Uint8Array")), env.Undefined();
-  }
-  const Napi::Uint8Array packed = info[4].As<Napi::Uint8Array>();
-  if (!get_floats(info[5], "absmax", &absmax)) return env.Undefined();
-  const Result<DType> found = weight_type(type);
-  if (!found.ok()) return throw_status(env, found.status()), env.Undefined();
-  Napi::Array keep = Napi::Array::New(env);
-  keep.Set(0u, info[4]);
-  keep.Set(1u, info[5]);
-  const std::span<const uint8_t> codes(packed.Data(), packed.ElementLength());
-  const std::span<const float> magnitudes(absmax.data, absmax.length);
+  if (state == nullptr || !get_string(info[1], "slot", &slot)) return env.Undefined();
+  if (!info[2].IsObject()) return throw_status(env, error(Code::kInvalidOption, "weight is not an object")), env.Undefined();
+  if (!get_quantized(info[2].As<Napi::Object>(), &weight)) return env.Undefined();
   return bind_async(
       env, state,
-      [slot, codes, magnitudes, block, type = found.value()](Model& model) {
+      [slot, weight](Model& model) {
         const std::lock_guard lock(addon_mutex());
-        return model.set_4bit(addon_context(), slot, codes, magnitudes, block, type);
+        return model.set_quantized(addon_context(), slot, weight);
       },
-      keep);
+      info[2].As<Napi::Object>());
+}
+
+Napi::Object nested_object(Napi::Env env, const NestedAbsmax& nested) {
+  Napi::Object object = Napi::Object::New(env);
+  Napi::Uint8Array codes = Napi::Uint8Array::New(env, nested.codes.size());
+  std::copy(nested.codes.begin(), nested.codes.end(), codes.Data());
+  object.Set("codes", codes);
+  object.Set("absmax", make_floats(env, nested.absmax.data(), nested.absmax.size()));
+  object.Set("map", make_floats(env, nested.map.data(), nested.map.size()));
+  object.Set("blockSize", static_cast<double>(nested.block));
+  object.Set("offset", nested.offset);
+  return object;
+}
+
+// model, slot
+Napi::Value read_quantized_tensor(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  std::string name;
+  const std::shared_ptr<ModelState> state = unwrap_model(info[0]);
+  if (state == nullptr || !get_string(info[1], "slot", &name)) return env.Undefined();
+  const Slot* const slot = state->model->find_slot(name);
+  const bool bytes = slot != nullptr && slot->value.type == DType::kInt8;
+  if (slot == nullptr || !(bytes || is_4bit(slot->value.type))) {
+    return throw_status(env, error(Code::kInvalidOption, "the model has no quantised tensor named %s", name.c_str())), env.Undefined();
+  }
+  const size_t weights = slot->elements(), block = slot->quantized_block;
+  Napi::Object result = Napi::Object::New(env);
+  Napi::Uint8Array codes = Napi::Uint8Array::New(env, bytes ? weights : weights / 2);
+  Napi::Float32Array absmax = Napi::Float32Array::New(env, bytes ? slot->value.rows : ceil_div(weights, block));
+  result.Set("type", dtype_info(slot->value.type).name);
+  result.Set("blockSize", static_cast<double>(bytes ? slot->value.cols : block));
+  result.Set("codes", codes);
+  result.Set("absmax", absmax);
+  if (slot->nested != nullptr) result.Set("nested", nested_object(env, *slot->nested));
+  return run_async(
+      env,
+      [running = std::make_shared<Running>(state), source = slot->value, bytes, block, to = codes.Data(), magnitudes = absmax.Data()] {
+        const std::lock_guard lock(addon_mutex());
+        if (bytes) {
+          load_int8(addon_context(), source, reinterpret_cast<int8_t*>(to), magnitudes);
+        } else {
+          load_4bit(addon_context(), source, block, to, magnitudes);
+        }
+        return Status{};
+      },
+      result);
 }
 
 }  // namespace
@@ -97,6 +188,7 @@ Napi::Value set_quantized_tensor(const Napi::CallbackInfo& info) {
 void register_quantize(Napi::Env env, Napi::Object exports) {
   exports.Set("quantizeTensor", Napi::Function::New(env, quantize_tensor, "quantizeTensor"));
   exports.Set("setQuantizedTensor", Napi::Function::New(env, set_quantized_tensor, "setQuantizedTensor"));
+  exports.Set("readQuantizedTensor", Napi::Function::New(env, read_quantized_tensor, "readQuantizedTensor"));
 }
 
 }  // namespace lowrank::addon

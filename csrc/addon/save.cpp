@@ -51,8 +51,8 @@ Status convert(const Matrix& source, DType dtype, const char* name, void* to) {
   return {};
 }
 
-Status write(const std::string& path, const std::vector<ParameterToWrite>& parameters, const MetadataStrings& metadata) {
-  std::vector<TensorToWrite> tensors;
+Status write(const std::string& path, const std::vector<ParameterToWrite>& parameters, const MetadataStrings& metadata,
+             std::vector<TensorToWrite> tensors) {
   for (const ParameterToWrite& parameter : parameters) {
     const Matrix& source = parameter.source;
     const size_t bytes = source.rows * source.cols * dtype_info(parameter.dtype).block_bytes;
@@ -63,6 +63,19 @@ Status write(const std::string& path, const std::vector<ParameterToWrite>& param
     tensors.push_back(std::move(tensor));
   }
   return write_safetensors(path, std::move(tensors), metadata);
+}
+
+// False after throwing.
+bool get_tensors(const Napi::Value& value, std::vector<TensorToWrite>* out, Napi::Array keep) {
+  const Napi::Env env = value.Env();
+  if (!value.IsArray()) return throw_status(env, error(Code::kInvalidOption, "tensors is not an array")), false;
+  const Napi::Array list = value.As<Napi::Array>();
+  out->resize(list.Length());
+  for (uint32_t i = 0; i < list.Length(); ++i) {
+    const Napi::HandleScope scope(env);
+    if (!get_tensor(env, list.Get(i), &(*out)[i], keep)) return false;
+  }
+  return true;
 }
 
 Napi::Value write_parameters(const Napi::CallbackInfo& info) {
@@ -78,10 +91,15 @@ Napi::Value write_parameters(const Napi::CallbackInfo& info) {
     const Napi::HandleScope scope(env);
     if (!get_parameter(list.Get(i), *state->model, &parameters[i])) return env.Undefined();
   }
+  Napi::Array keep = Napi::Array::New(env);
+  std::vector<TensorToWrite> others;
+  if (!info[4].IsUndefined() && !get_tensors(info[4], &others, keep)) return env.Undefined();
   return run_async(
       env,
-      [running = std::make_shared<Running>(state), path, parameters = std::move(parameters), metadata] { return write(path, parameters, metadata); },
-      [](Napi::Env done) { return done.Undefined(); }, Napi::Object::New(env));
+      [running = std::make_shared<Running>(state), path, parameters = std::move(parameters), metadata, others = std::move(others)] {
+        return write(path, parameters, metadata, others);
+      },
+      [](Napi::Env done) { return done.Undefined(); }, keep);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "core/checked.h"
 #include "core/half.h"
 #include "ops/dequantize.h"
+#include "ops/quantize_int8.h"
 #include "ops/round_rows.h"
 
 namespace lowrank {
@@ -243,22 +244,41 @@ Status Model::quantize(Context& context, const std::string& name, const Quantize
   if (!found.ok()) return found.status();
   Slot* const slot = found.value();
   if (slot->owner == nullptr) return error(Code::kInvalidConfig, "tensor %s has no values yet", name.c_str());
-  return replace(slot, options.type,
-                 [&](const Matrix&, void* out) { return quantize_weight(context, slot->value, options, out); });
+  auto nested = std::make_shared<NestedAbsmax>();
+  LR_RETURN_IF_ERROR(replace(slot, options.type, [&](const Matrix&, void* out) {
+    return options.type == DType::kInt8 ? quantize_int8_weight(context, slot->value, options.source, out)
+                                        : quantize_weight(context, slot->value, options, out, nested.get());
+  }));
+  slot->quantized_block = options.block;
+  slot->nested = options.nested && is_4bit(options.type) ? std::move(nested) : nullptr;
+  return {};
 }
 
-Status Model::set_4bit(Context& context, const std::string& name, std::span<const uint8_t> packed, std::span<const float> absmax,
-                       size_t block, DType type) {
+Status Model::set_quantized(Context& context, const std::string& name, const QuantizedWeight& weight) {
   const Result<Slot*> found = find_matrix(name);
   if (!found.ok()) return found.status();
-  const size_t weights = found.value()->elements();
-  if (block == 0 || packed.size() != ceil_div(weights, 2) || absmax.size() != ceil_div(weights, block)) {
-    return error(Code::kShapeMismatch, "tensor %s got %zu bytes of codes and %zu magnitudes; expected those of %zu weights in blocks of %zu",
-                 name.c_str(), packed.size(), absmax.size(), weights, block);
+  Slot* const slot = found.value();
+  const bool bytes = weight.type == DType::kInt8;
+  if (!bytes && !is_4bit(weight.type)) {
+    return error(Code::kUnsupportedQuantization, "tensor %s: type %s; expected NF4, FP4 or INT8", name.c_str(), dtype_info(weight.type).name);
   }
-  return replace(found.value(), type, [&](const Matrix& shape, void* out) {
-    return store_4bit(context, packed.data(), absmax.data(), block, shape, out);
-  });
+  const size_t weights = slot->elements(), block = bytes ? slot->shape[1] : weight.block;
+  const size_t codes = bytes ? weights : ceil_div(weights, 2), magnitudes = block == 0 ? 0 : ceil_div(weights, block);
+  const size_t given = weight.nested == nullptr ? weight.absmax.size() : weight.nested->codes.size();
+  if (weight.codes.size() != codes || given != magnitudes || (block == 0 && weights > 0)) {
+    return error(Code::kShapeMismatch, "tensor %s got %zu bytes of codes and %zu magnitudes; expected those of %zu weights in blocks of %zu",
+                 name.c_str(), weight.codes.size(), given, weights, block);
+  }
+  std::vector<float> unnested(weight.nested == nullptr ? 0 : given);
+  if (weight.nested != nullptr) LR_RETURN_IF_ERROR(unnest_absmax(context, *weight.nested, unnested.data()));
+  const float* const absmax = weight.nested == nullptr ? weight.absmax.data() : unnested.data();
+  LR_RETURN_IF_ERROR(replace(slot, weight.type, [&](const Matrix& shape, void* out) {
+    return bytes ? store_int8(context, reinterpret_cast<const int8_t*>(weight.codes.data()), absmax, shape, out)
+                 : store_4bit(context, weight.codes.data(), absmax, block, shape, out);
+  }));
+  slot->quantized_block = block;
+  slot->nested = weight.nested;
+  return {};
 }
 
 Status Model::describe(const std::string& name, DType type) {

@@ -43,6 +43,9 @@ struct Slot {
   std::shared_ptr<const void> owner;     // the mapped file or the memory that holds it; null: not bound yet
   ReleasePages release;                  // where `value` lies in a file
   std::shared_ptr<Parameter> parameter;  // that holds the value, where the model itself is trained (or was)
+  // Of NF4 and FP4: how many weights share a magnitude, and the double quantisation of these or null. What is saved again needs them.
+  size_t quantized_block = 0;
+  std::shared_ptr<const NestedAbsmax> nested;
 
   size_t elements() const { return shape.size() == 1 ? shape[0] : shape[0] * shape[1]; }
 };
@@ -68,6 +71,15 @@ struct Adapter {
   bool active = false;
 };
 
+// A matrix as bitsandbytes' files hold it.
+struct QuantizedWeight {
+  DType type;                            // kNF4, kFP4, kInt8
+  std::span<const uint8_t> codes;
+  size_t block;                          // kNF4, kFP4: weights that share a magnitude; kInt8: one for each row
+  std::span<const float> absmax;         // unless they are
+  std::shared_ptr<const NestedAbsmax> nested;
+};
+
 struct LoraModuleConfig {
   std::string module;                    // "model.layers.0.self_attn.q_proj"
   size_t r;
@@ -90,10 +102,10 @@ class Model {
               std::shared_ptr<const void> owner, size_t unpermute_heads, ReleasePages release = nullptr);
   // Copies fp32 values; matrices are stored as `type`: kF32, kBF16 or kF16.
   Status set_tensor(const std::string& slot, std::span<const float> values, DType type = DType::kF32);
-  // Stores the tensor that a matrix's slot has as NF4 or FP4 instead, in memory of its own.
+  // Stores the tensor that a matrix's slot has as NF4, FP4 or INT8 instead, in memory of its own.
   Status quantize(Context&, const std::string& slot, const QuantizeOptions& options);
-  // Stores bitsandbytes' bytes in a matrix's slot: the codes of its rows, and their magnitudes (not nested any more).
-  Status set_4bit(Context&, const std::string& slot, std::span<const uint8_t> packed, std::span<const float> absmax, size_t block, DType type);
+  // Stores bitsandbytes' bytes in a matrix's slot.
+  Status set_quantized(Context&, const std::string& slot, const QuantizedWeight& weight);
   // Makes these base tensors (a tied head is the embedding) all that is trainable. Those that are not the model's own yet are copied
   // into parameters, matrices as `type` (kF32 or kBF16), a few MiB at a time, and their files' pages given back. From then on they
   // change by training and by what is written into them alone.

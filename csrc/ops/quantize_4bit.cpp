@@ -9,11 +9,10 @@
 #include "core/buffer.h"
 #include "core/codes_4bit.h"
 #include "core/denormals.h"
-#include "core/half.h"
-#include "ops/cpu/kernels.h"
 #include "ops/dynamic_map.h"
 #include "ops/quantize_blockwise.h"
 #include "ops/row_chunks.h"
+#include "ops/weight_values.h"
 
 namespace lowrank {
 namespace {
@@ -107,24 +106,6 @@ void store_codes(const uint8_t* packed, size_t blocks, size_t first, void* out) 
     std::memcpy(stored_block(out, first + i) + sizeof(float), packed + i * (kStored / 2), kStored / 2);
 }
 
-void round_to(DType type, float* x, size_t n) {
-  if (type == DType::kBF16) {
-    for (size_t i = 0; i < n; ++i) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
-  } else if (type == DType::kF16) {
-    for (size_t i = 0; i < n; ++i) x[i] = f16_to_f32(f32_to_f16(x[i]));
-  }
-}
-
-// Values [begin, begin + n) of a weight, its rows one after the other.
-void read_values(Context& context, const Matrix& weight, size_t begin, size_t n, float* out) {
-  for (size_t done = 0; done < n;) {
-    const size_t row = (begin + done) / weight.cols, column = (begin + done) % weight.cols;
-    const size_t take = std::min(n - done, weight.cols - column);
-    context.kernels.gemm.dequantize(weight, row, 1, column, take, out + done, take);
-    done += take;
-  }
-}
-
 }  // namespace
 
 const float* codes_4bit(DType type) { return type == DType::kNF4 ? kNf4Codes : kFp4Codes; }
@@ -159,18 +140,23 @@ float mean_absmax(const float* absmax, size_t n) {
   return static_cast<float>(sum / static_cast<double>(n));
 }
 
-Status round_trip_absmax(Context& context, float* absmax, size_t n) {
+Status nest_absmax(Context& context, const float* absmax, size_t n, NestedAbsmax* out) {
   if (n == 0) return {};
-  Buffer codes, nested;
-  LR_RETURN_IF_ERROR(codes.allocate(n, "codes of magnitudes"));
-  LR_RETURN_IF_ERROR(nested.allocate(ceil_div(n, kNestedBlock) * sizeof(float), "nested magnitudes"));
-  float map[kByteCodes];
-  dynamic_map(true, map);
-  const float offset = mean_absmax(absmax, n);
-  for (size_t i = 0; i < n; ++i) absmax[i] -= offset;
-  LR_RETURN_IF_ERROR(quantize_blockwise(context, absmax, n, kNestedBlock, map, codes.as<uint8_t>(), nested.as<float>()));
-  LR_RETURN_IF_ERROR(dequantize_blockwise(context, codes.as<uint8_t>(), n, kNestedBlock, map, nested.as<float>(), absmax));
-  for (size_t i = 0; i < n; ++i) absmax[i] += offset;
+  out->codes.resize(n);
+  out->absmax.resize(ceil_div(n, kNestedBlock));
+  out->map.resize(kByteCodes);
+  out->block = kNestedBlock;
+  out->offset = mean_absmax(absmax, n);
+  dynamic_map(true, out->map.data());
+  std::vector<float> shifted(absmax, absmax + n);
+  for (float& value : shifted) value -= out->offset;
+  return quantize_blockwise(context, shifted.data(), n, kNestedBlock, out->map.data(), out->codes.data(), out->absmax.data());
+}
+
+Status unnest_absmax(Context& context, const NestedAbsmax& nested, float* absmax) {
+  const size_t n = nested.codes.size();
+  LR_RETURN_IF_ERROR(dequantize_blockwise(context, nested.codes.data(), n, nested.block, nested.map.data(), nested.absmax.data(), absmax));
+  for (size_t i = 0; i < n; ++i) absmax[i] += nested.offset;
   return {};
 }
 
@@ -184,7 +170,19 @@ Status store_4bit(Context& context, const uint8_t* packed, const float* absmax, 
   return {};
 }
 
-Status quantize_weight(Context& context, const Matrix& weight, const QuantizeOptions& options, void* out) {
+void load_4bit(Context& context, const Matrix& weight, size_t block, uint8_t* packed, float* absmax) {
+  const size_t blocks = weight.rows * weight.cols / kStored;
+  const auto* const stored = static_cast<const unsigned char*>(weight.data);
+  for_row_chunks(context, blocks, kStored, [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) {
+      const unsigned char* const from = stored + i * kStoredBytes;
+      std::memcpy(packed + i * (kStored / 2), from + sizeof(float), kStored / 2);
+      if (i * kStored % block == 0) std::memcpy(absmax + i * kStored / block, from, sizeof(float));
+    }
+  });
+}
+
+Status quantize_weight(Context& context, const Matrix& weight, const QuantizeOptions& options, void* out, NestedAbsmax* nested) {
   LR_RETURN_IF_ERROR(check_stored("quantize_weight", options.type, options.block, weight.cols));
   const size_t weights = weight.rows * weight.cols, blocks = ceil_div(weights, options.block);
   if (weights == 0) return {};
@@ -198,13 +196,15 @@ Status quantize_weight(Context& context, const Matrix& weight, const QuantizeOpt
     uint8_t packed[kLargestBlock4Bit / 2];
     for (size_t i = begin; i < end; ++i) {
       const size_t first = i * options.block, n = std::min(options.block, weights - first);
-      read_values(context, weight, first, n, values);
-      round_to(options.source, values, n);
+      read_values(context, weight, first, n, options.source, values);
       absmax[i] = quantize_block(nearest, values, n, options.block, packed);
       store_codes(packed, n / kStored, first / kStored, out);
     }
   });
-  if (options.nested) LR_RETURN_IF_ERROR(round_trip_absmax(context, absmax, blocks));
+  if (options.nested) {
+    LR_RETURN_IF_ERROR(nest_absmax(context, absmax, blocks, nested));
+    LR_RETURN_IF_ERROR(unnest_absmax(context, *nested, absmax));
+  }
   store_absmax(context, absmax, options.block, weights, out);
   return {};
 }

@@ -11,6 +11,8 @@
 // that are longer in bitsandbytes repeat theirs.
 #pragma once
 
+#include <vector>
+
 #include "core/context.h"
 #include "core/status.h"
 #include "ops/matrix.h"
@@ -32,12 +34,24 @@ Status dequantize_4bit(Context&, const uint8_t* packed, size_t n, size_t block, 
 
 // The mean that double quantisation takes away.
 float mean_absmax(const float* absmax, size_t n);
-// absmax after double quantisation and back, in place.
-Status round_trip_absmax(Context&, float* absmax, size_t n);
+
+// Magnitudes after double quantisation.
+struct NestedAbsmax {
+  std::vector<uint8_t> codes;
+  std::vector<float> absmax;  // of each `block` codes
+  std::vector<float> map;     // what the 256 codes stand for
+  size_t block = kNestedBlock;
+  float offset = 0;
+};
+Status nest_absmax(Context&, const float* absmax, size_t n, NestedAbsmax* out);
+// absmax[codes.size()]: code * nested magnitude + offset, each rounded.
+Status unnest_absmax(Context&, const NestedAbsmax&, float* absmax);
 
 // Rows of bitsandbytes' codes as a block type: out[rows, row_bytes(type, columns)]. `absmax` is not nested any more. Refuses block
 // sizes below 64 and rows that do not end with a block of 64.
 Status store_4bit(Context&, const uint8_t* packed, const float* absmax, size_t block, const Matrix& shape, void* out);
+// And back: packed[weights / 2], absmax[ceil(weights / block)] of a weight that was stored with blocks of this size.
+void load_4bit(Context&, const Matrix& weight, size_t block, uint8_t* packed, float* absmax);
 
 struct QuantizeOptions {
   DType type = DType::kNF4;
@@ -47,7 +61,7 @@ struct QuantizeOptions {
 };
 
 // A weight of any type as a block type, piece by piece: out[rows, row_bytes(type, columns)]. Besides `out` it takes memory for the
-// magnitudes and one piece.
-Status quantize_weight(Context&, const Matrix& weight, const QuantizeOptions&, void* out);
+// magnitudes and one piece. With double quantisation `nested` receives what `out` has the magnitudes of.
+Status quantize_weight(Context&, const Matrix& weight, const QuantizeOptions&, void* out, NestedAbsmax* nested);
 
 }  // namespace lowrank

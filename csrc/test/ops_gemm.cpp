@@ -70,7 +70,7 @@ std::unique_ptr<Weight> random_weight(Context& context, Random& random, DType ty
     for (size_t block = 0; block < cols / info.block_elements;
          ++block) {  // scales are small and finite
       unsigned char* bytes = row + block * info.block_bytes;
-      if (type == DType::kNF4 || type == DType::kFP4) {
+      if (type == DType::kNF4 || type == DType::kFP4 || type == DType::kInt8) {
         const float absmax = 0.01f * random.normal();
         std::memcpy(bytes, &absmax, 4);
         continue;

@@ -167,6 +167,44 @@ export function dequantizeBlockwise(quantized: Uint8Array, state: QuantizedBlock
   return out;
 }
 
+/** A matrix in 8 bits: a magnitude for each row. */
+export interface QuantizedRows {
+  /** [rows, columns] */
+  quantized: Int8Array;
+  /** The largest magnitude of each row. */
+  absmax: Float32Array;
+}
+
+/**
+ * Rows of numbers as 8-bit codes, as bitsandbytes' int8_vectorwise_quant gives them on a CPU. `x` may also be the bytes of F32, F16 or BF16
+ * numbers; weights of LLM.int8() are rounded to F16 before.
+ */
+export function int8VectorwiseQuant(x: Weight, options: { rows: number; columns: number }): QuantizedRows {
+  const checks = new Checks('int8VectorwiseQuant', options, ['rows', 'columns']);
+  const rows = checks.dimension('rows', options.rows);
+  const columns = checks.dimension('columns', options.columns);
+  const values = checks.floats('x', numbersOf(checks, x), rows * columns);
+  const quantized = new Int8Array(rows * columns);
+  const absmax = checks.allocate(rows);
+  run('int8VectorwiseQuant', values, rows, columns, new Uint8Array(quantized.buffer), absmax);
+  return { quantized, absmax };
+}
+
+/** The numbers that codes of {@link int8VectorwiseQuant} (or of bitsandbytes) stand for, as its int8_vectorwise_dequant gives them. */
+export function int8VectorwiseDequant({ quantized, absmax }: QuantizedRows): Float32Array {
+  const checks = new Checks('int8VectorwiseDequant', { quantized, absmax }, ['quantized', 'absmax']);
+  if (!(quantized instanceof Int8Array)) checks.fail(`quantized is ${shown(quantized)}; expected an Int8Array`);
+  checks.floats('absmax', absmax, absmax?.length ?? 0);
+  const rows = absmax.length;
+  const columns = rows === 0 ? 0 : quantized.length / rows;
+  if (quantized.length !== rows * columns || !Number.isInteger(columns)) {
+    checks.fail(`quantized has ${quantized.length} codes; expected as many in each of ${rows} rows`);
+  }
+  const out = checks.allocate(quantized.length);
+  run('int8VectorwiseDequant', new Uint8Array(quantized.buffer, quantized.byteOffset, quantized.length), absmax, rows, columns, out);
+  return out;
+}
+
 /** The 256 numbers of bitsandbytes' dynamic map: a unary exponent from 1 to 1e-6, and what bits are left as a linear fraction. */
 export function createDynamicMap(signed = true): Float32Array {
   const code = new Float32Array(kByteCodes);

@@ -152,9 +152,9 @@ function refuseQuantized(config: ConfigReader): void {
   const quantization = config.object('quantization_config');
   if (quantization === undefined) return;
   const method = quantization.string('quant_method', 'unknown');
-  if (method === 'bitsandbytes' && quantization.boolean('load_in_4bit', false)) return;
+  if (method === 'bitsandbytes') return;
   throw new LowrankError(
     'UNSUPPORTED_QUANTIZATION',
-    `the weights are quantised with ${shown(method)}${method === 'bitsandbytes' ? ' to 8 bits' : ''}; supported are float safetensors, those of bitsandbytes in 4 bits, and GGUF files`,
+    `the weights are quantised with ${shown(method)}; supported are float safetensors, those of bitsandbytes in 4 and 8 bits, and GGUF files`,
   );
 }

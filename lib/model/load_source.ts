@@ -5,14 +5,14 @@ import { fetchModel } from '../hub/hub.ts';
 import { call, type NativeFloatType, type NativeModelConfig, native } from '../native.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { bindInPlace, bindTensors, type Place, settleTying } from './bind_tensors.ts';
-import { joinPackedWeights } from './bitsandbytes_tensors.ts';
-import { computeTypeOf, kStorageTypes } from './compute_type.ts';
+import { joinPackedWeights, storedQuantization } from './bitsandbytes_tensors.ts';
+import { computeTypeOf, type Dtype, kStorageTypes } from './compute_type.ts';
 import { type CoreParts, ModelCore } from './core.ts';
 import { describeModel, type Family } from './families.ts';
 import { configMetadata, ggufToConfig } from './gguf_config.ts';
 import { readJsonObject } from './json_file.ts';
 import type { ResolvedLoadOptions } from './load_options.ts';
-import { type BaseQuantization, placeQuantized } from './quantize.ts';
+import { placeQuantized, quantizationOf } from './quantize.ts';
 import { openGgufTensors, openSafetensorsFolder, openTensorFile, type TensorMap } from './tensor_source.ts';
 
 /** What a model is made from, before its native side exists. */
@@ -34,10 +34,10 @@ export async function loadSource(source: unknown, options: ResolvedLoadOptions):
   }
   const path = await resolveSource(source, options);
   const { tokenizer, ...parts } = path.endsWith('.gguf') ? await readGguf(path) : await readFolder(path);
-  const stored = storedQuantization(parts.tensors);
+  const stored = storedQuantization(parts.tensors, parts.config);
   if (stored !== undefined && options.quantizationConfig) {
     process.emitWarning(
-      `quantizationConfig: the weights of ${source} are quantised already (${stored.quantType}); only bnb4bitComputeDtype is taken of it`,
+      `quantizationConfig: the weights of ${source} are quantised already (${stored.type.toLowerCase()}); only bnb4bitComputeDtype is taken of it`,
       'LowrankWarning',
     );
   }
@@ -47,7 +47,9 @@ export async function loadSource(source: unknown, options: ResolvedLoadOptions):
     await bindTensors(model, parts.tensors, path, options.signal, placeFor(options, stored !== undefined));
     const computeType = computeTypeOf(options.quantizationConfig?.bnb4bitComputeDtype ?? options.dtype);
     const core: CoreParts = { ...parts, native: model, source, tokenizer: await tokenizer, dtype: options.dtype, computeType };
-    const quantization = stored ?? requestedQuantization(options);
+    const { quantizationConfig, dtype } = options;
+    const quantization =
+      stored ?? (quantizationConfig ? quantizationOf(quantizationConfig, sourceTypeOf(parts.tensors, dtype)) : undefined);
     if (quantization !== undefined) core.quantization = quantization;
     if (options.revision !== undefined) core.revision = options.revision;
     return new ModelCore(core);
@@ -123,16 +125,11 @@ function placeFor(options: ResolvedLoadOptions, isQuantized: boolean): Place {
   return placeQuantized(quantizationConfig, dtype === 'auto' ? 'F32' : kStorageTypes[dtype], place);
 }
 
-function requestedQuantization({ quantizationConfig: config }: ResolvedLoadOptions): BaseQuantization | undefined {
-  return config ? { quantType: config.bnb4bitQuantType, doubleQuant: config.bnb4bitUseDoubleQuant } : undefined;
-}
-
-/** That of a folder which holds 4-bit weights already. */
-function storedQuantization(tensors: TensorMap): BaseQuantization | undefined {
-  for (const { codes } of tensors.values()) {
-    if (codes !== undefined) return { quantType: codes.quantType, doubleQuant: codes.nested !== undefined };
-  }
-  return undefined;
+/** By PyTorch's name, the type that weights are quantised from. */
+function sourceTypeOf(tensors: TensorMap, dtype: Dtype): string {
+  if (dtype !== 'auto') return dtype;
+  const weight = [...tensors].find(([name]) => name.endsWith('_proj.weight'))?.[1].info.dtype;
+  return Object.entries(kStorageTypes).find(([, type]) => type === weight)?.[0] ?? 'float32';
 }
 
 /** Converts what is stored in another float type, instead of using it in its file. */

@@ -1,7 +1,6 @@
 import { join } from 'node:path';
 import { writeIntoFolder } from '../files/atomic_folder.ts';
 import { nodeFiles } from '../files/file_system.ts';
-import type { NativeFloatType } from '../native.ts';
 import { kStorageTypes } from './compute_type.ts';
 import type { ModelCore } from './core.ts';
 import { checkFolder, parseSaveOptions, type SaveOptions } from './save_options.ts';
@@ -9,6 +8,11 @@ import { parseShardSize, type TensorToSave, writeJson, writeWeights } from './we
 
 /** Files of weights, of which another save may have made others: a single one, or shards with their index. */
 const kWeightFiles = /^model(-\d+-of-\d+)?\.safetensors(\.index\.json)?$/;
+
+const kQuantizedTypes: readonly TensorToSave['dtype'][] = ['NF4', 'FP4', 'INT8'];
+const kSavedTypes: readonly TensorToSave['dtype'][] = ['F32', 'F16', 'BF16', ...kQuantizedTypes];
+
+const isQuantizedType = (dtype: TensorToSave['dtype']) => kQuantizedTypes.includes(dtype);
 
 /**
  * Writes the base model in Transformers' layout: weights, config.json, generation_config.json, tokenizer. `isReplaced`: files of something else in the
@@ -28,7 +32,7 @@ export async function saveModel(
     const stored = new Map(native.parameters().map((parameter) => [parameter.name, parameter.dtype]));
     const slots = native.slots().filter((slot) => stored.has(slot.name));
     return slots.map(({ name, shape }): TensorToSave => {
-      return { name, shape, dtype: chosen ?? floatType(stored.get(name)) };
+      return { name, shape, dtype: chosen ?? savedType(stored.get(name)) };
     });
   });
   const write = async (staging: string) => {
@@ -41,18 +45,20 @@ export async function saveModel(
   await writeIntoFolder(folder, 'config.json', write, nodeFiles, (name) => kWeightFiles.test(name) || isReplaced(name));
 }
 
-/** Float types stay; block types become bfloat16. */
-function floatType(stored: string | undefined): NativeFloatType {
-  return stored === 'F32' || stored === 'F16' ? stored : 'BF16';
+/** Float types and those of bitsandbytes stay; GGUF's block types become bfloat16. */
+function savedType(stored: string | undefined): TensorToSave['dtype'] {
+  return kSavedTypes.find((type) => type === stored) ?? 'BF16';
 }
 
-/** The author's config.json, without its quantisation (4-bit weights are saved as floats), with what this package found out: whether the head is tied, and the type of the weights. */
+/** The author's config.json, with the quantisation that is saved, and with what this package found out: whether the head is tied, and the type of the weights. */
 function savedConfig(core: ModelCore, tensors: TensorToSave[]): Record<string, unknown> {
-  const stored = tensors.find((tensor) => tensor.shape.length === 2)?.dtype;
+  const stored = tensors.find(({ shape, dtype }) => shape.length === 2 && !isQuantizedType(dtype))?.dtype;
   const torchNames = Object.keys(kStorageTypes) as (keyof typeof kStorageTypes)[];
   const { quantization_config: _, dtype, torch_dtype: __, ...config } = core.config;
+  const isQuantized = tensors.some((tensor) => isQuantizedType(tensor.dtype));
   return {
     ...config,
+    ...(isQuantized ? { quantization_config: core.quantization?.config } : {}),
     architectures: [core.family.architecture],
     model_type: core.family.modelType,
     tie_word_embeddings: core.native.config.tiedHead,

@@ -5,7 +5,12 @@ import { type Dtype, kDtypes } from './compute_type.ts';
 
 const schema = z.strictObject({
   maxShardSize: z.union([z.string(), z.number()]).default('5GB').describe('Largest file; more weights go into several.'),
-  dtype: z.enum(kDtypes).default('auto').describe("'auto': as stored; block types become bfloat16."),
+  dtype: z
+    .enum(kDtypes)
+    .default('auto')
+    .describe(
+      "'auto': as stored, weights in bitsandbytes' 4 or 8 bits in its layout; GGUF's block types become bfloat16. Any other: floats.",
+    ),
   format: z
     .literal('safetensors', { error: "'safetensors' ('gguf' is not supported yet)" })
     .default('safetensors')
@@ -16,7 +21,7 @@ const schema = z.strictObject({
 export interface SaveOptions {
   /** Largest file, such as '5GB'; more weights go into several. Default 5GB. */
   maxShardSize?: number | string;
-  /** Default 'auto': as stored; block types become bfloat16. */
+  /** Default 'auto': as stored, weights in bitsandbytes' 4 or 8 bits in its layout; GGUF's block types become bfloat16. Any other: floats. */
   dtype?: Dtype;
   /** A model is saved as 'safetensors', an adapter as 'peft'; 'gguf' is not supported yet. */
   format?: 'safetensors' | 'peft' | 'gguf';

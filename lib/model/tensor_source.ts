@@ -1,7 +1,7 @@
 import { readdir, realpath, stat } from 'node:fs/promises';
 import { basename, dirname, join, sep } from 'node:path';
 import { LowrankError, shown } from '../errors.ts';
-import { call, type NativeModelConfig, type NativeTensorFile, type NativeTensorInfo, native } from '../native.ts';
+import { call, type NativeModelConfig, type NativeQuantizedType, type NativeTensorFile, type NativeTensorInfo, native } from '../native.ts';
 import { fromGgufName } from './gguf_names.ts';
 import { readJsonObject } from './json_file.ts';
 
@@ -11,16 +11,19 @@ export interface TensorLocation {
   info: NativeTensorInfo;
   /** Rows in interleaved-RoPE order for so many heads; 0: in half-split order. */
   unpermuteHeads: number;
-  /** Of a weight in bitsandbytes' 4 bits, whose codes `file` holds: what they stand for. */
+  /** Of a weight in bitsandbytes' 4 or 8 bits, whose codes `file` holds: what they stand for. */
   codes?: PackedCodes;
 }
 
 /** bitsandbytes' quantisation of a weight, by where it lies. */
 export interface PackedCodes {
-  quantType: 'nf4' | 'fp4';
+  type: NativeQuantizedType;
+  /** What was quantised, by PyTorch's name. */
+  sourceType: string;
   blockSize: number;
-  quantMap: TensorLocation;
-  /** Of each block; with `nested` their codes. */
+  /** What 4-bit codes stand for. */
+  quantMap?: TensorLocation;
+  /** Of each block, of 8 bits: of each row; with `nested` their codes. */
   absmax: TensorLocation;
   nested?: { absmax: TensorLocation; quantMap: TensorLocation; blockSize: number; offset: number };
 }

@@ -1,7 +1,8 @@
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LowrankError, shown } from '../errors.ts';
-import { type NativeFloatType, type NativeParameterData, native } from '../native.ts';
+import { type NativeFloatType, type NativeParameterData, type NativeQuantizedType, type NativeTensorData, native } from '../native.ts';
+import { packedTensors } from './bitsandbytes_files.ts';
 import type { ModelCore } from './core.ts';
 import { elementCount } from './tensor.ts';
 
@@ -9,10 +10,15 @@ import { elementCount } from './tensor.ts';
 export interface TensorToSave {
   name: string;
   shape: number[];
-  dtype: NativeFloatType;
+  /** A quantised weight stays in its own type, in bitsandbytes' layout. */
+  dtype: NativeFloatType | NativeQuantizedType;
 }
 
 const kBytes: Record<NativeFloatType, number> = { F32: 4, BF16: 2, F16: 2 };
+/** With magnitudes of the smallest blocks, in fp32. */
+const kMostQuantizedBytes: Record<NativeQuantizedType, number> = { NF4: 0.5 + 4 / 64, FP4: 0.5 + 4 / 64, INT8: 1 + 4 / 64 };
+/** Maps and JSON beside the codes of a weight. */
+const kMostStateBytes = 2048;
 
 /**
  * Writes model.safetensors into `folder`, or shards of at most `maxShardBytes` with their index, in Transformers' layout.
@@ -22,15 +28,24 @@ export async function writeWeights(core: ModelCore, folder: string, tensors: Ten
   const shards = splitIntoShards(tensors, maxShardBytes);
   const metadata = { format: 'pt' };
   const weightMap: Record<string, string> = {};
+  let totalSize = 0;
   for (const [i, shard] of shards.entries()) {
     const number = (n: number) => String(n).padStart(5, '0');
-    const name = shards.length === 1 ? 'model.safetensors' : `model-${number(i + 1)}-of-${number(shards.length)}.safetensors`;
-    const parameters = shard.map(({ name: parameter, dtype }): NativeParameterData => ({ name: parameter, parameter, dtype }));
-    for (const tensor of shard) weightMap[tensor.name] = name;
-    await core.run((model) => native().writeParameters(model, join(folder, name), parameters, metadata));
+    const file = shards.length === 1 ? 'model.safetensors' : `model-${number(i + 1)}-of-${number(shards.length)}.safetensors`;
+    await core.run(async (model) => {
+      const parameters: NativeParameterData[] = [];
+      const packed: NativeTensorData[] = [];
+      for (const { name, shape, dtype } of shard) {
+        if (isFloat(dtype)) parameters.push({ name, parameter: name, dtype });
+        else packed.push(...(await packedTensors(model, name, shape, core.quantization?.sourceType ?? 'float32')));
+      }
+      for (const { name } of [...parameters, ...packed]) weightMap[name] = file;
+      totalSize += shard.reduce((sum, tensor) => sum + (isFloat(tensor.dtype) ? bytesOf(tensor) : 0), 0);
+      totalSize += packed.reduce((sum, { data }) => sum + data.byteLength, 0);
+      await native().writeParameters(model, join(folder, file), parameters, metadata, packed);
+    });
   }
   if (shards.length === 1) return;
-  const totalSize = tensors.reduce((sum, tensor) => sum + bytesOf(tensor), 0);
   const index = { metadata: { total_size: totalSize }, weight_map: weightMap };
   await writeJson(join(folder, 'model.safetensors.index.json'), index);
 }
@@ -49,8 +64,14 @@ export function parseShardSize(value: number | string): number {
   throw new LowrankError('INVALID_OPTION', `maxShardSize: found ${shown(value)}, expected a number of bytes or a size such as '5GB'`);
 }
 
-function bytesOf(tensor: TensorToSave): number {
-  return elementCount(tensor.shape) * kBytes[tensor.dtype];
+function isFloat(dtype: TensorToSave['dtype']): dtype is NativeFloatType {
+  return dtype in kBytes;
+}
+
+/** The most that it takes. */
+function bytesOf({ shape, dtype }: TensorToSave): number {
+  const elements = elementCount(shape);
+  return isFloat(dtype) ? elements * kBytes[dtype] : elements * kMostQuantizedBytes[dtype] + kMostStateBytes;
 }
 
 function splitIntoShards(tensors: TensorToSave[], maxBytes: number): TensorToSave[][] {

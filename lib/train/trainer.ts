@@ -9,6 +9,7 @@ import { planMemory } from '../memory/planner.ts';
 import { processMemory } from '../memory/process_memory.ts';
 import { CausalLM } from '../model/causal_lm.ts';
 import { getPeftModel, PeftModel } from '../model/peft_model.ts';
+import { quantizationName } from '../model/quantize.ts';
 import { type NativeComputeType, type NativeLoss, type NativeRetention, type NativeTrainBatch, native } from '../native.ts';
 import { withCommas } from '../numbers.ts';
 import type { DataSource } from '../options/data_source.ts';
@@ -282,9 +283,7 @@ export class LoraTrainer<Full extends null | undefined = undefined> {
     lines.push(...weights.notes);
     if (keep.mode !== 'all') lines.push(`gradient checkpointing: ${retentionName(keep)}`);
     const { quantization } = weights.model.core;
-    if (quantization) {
-      lines.push(`base weights: 4 bits (${quantization.quantType}${quantization.doubleQuant ? ', double quantisation' : ''})`);
-    }
+    if (quantization) lines.push(`base weights: ${quantizationName(quantization)}`);
     for (const line of lines) this.#progress.message(line);
     if (args.fp16) this.#progress.warn(`fp16: there is no fp16 training on a CPU, ${bf16 ? 'bf16' : 'fp32'} takes its place`);
     if (empty > 0) this.#progress.warn(`${withCommas(empty)} rows have nothing to learn from and are left out`);

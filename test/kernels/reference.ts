@@ -181,6 +181,11 @@ export const dequantizers: Record<string, { elements: number; bytes: number; rea
     bytes: 2,
     read: (block) => new Float32Array(new Uint32Array([(at(block, 0) | (at(block, 1) << 8)) << 16]).buffer)[0]!,
   },
+  INT8: {
+    elements: 64,
+    bytes: 68,
+    read: (block, i) => (new DataView(block.buffer, block.byteOffset).getFloat32(0, true) / 127) * ((at(block, 4 + i) << 24) >> 24),
+  },
   Q8_0: { elements: 32, bytes: 34, read: (block, i) => half(block, 0) * ((at(block, 2 + i) << 24) >> 24) },
   Q4_0: { elements: 32, bytes: 18, read: (block, i) => half(block, 0) * (((at(block, 2 + (i % 16)) >> (i < 16 ? 0 : 4)) & 15) - 8) },
   Q4_1: {

@@ -1,9 +1,10 @@
-"""What bitsandbytes makes of numbers of every kind: NF4, FP4, double quantisation, 8-bit blocks and their maps.
+"""What bitsandbytes makes of numbers of every kind: NF4, FP4, double quantisation, 8-bit blocks and their maps, 8-bit rows.
 
     python test/reference/make_bitsandbytes_fixture.py test/fixtures
 
 Needs the versions of requirements.txt. Writes
-  dequant/NF4.bin, FP4.bin      rows of lowrank's block types, then their values, as make_dequant_fixture.py does;
+  dequant/NF4.bin, FP4.bin, INT8.bin
+                                rows of lowrank's block types, then their values, as make_dequant_fixture.py does;
   bitsandbytes.safetensors      `x.<kind>`: numbers; `<kind>.<type>.<block>.<what>`: what becomes of them.
 """
 
@@ -90,6 +91,24 @@ def eight_bit(kind: str, x: torch.Tensor) -> dict[str, torch.Tensor]:
     return arrays
 
 
+def eight_bit_rows(kind: str, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Rows of 37."""
+    rows = x[: x.numel() // 37 * 37].reshape(-1, 37)
+    codes, absmax, _ = F.int8_vectorwise_quant(rows.float())
+    name = f"{kind}.rows"
+    return {f"{name}.codes": codes, f"{name}.absmax": absmax, f"{name}.values": F.int8_vectorwise_dequant(codes, absmax)}
+
+
+def int8_rows(seed: int) -> bytes:
+    """The magnitude of a row in each of its blocks; values as MatMul8bitFp multiplies with them."""
+    rng = np.random.default_rng(seed)
+    absmax = (rng.random(ROWS) * 10.0 ** rng.integers(-6, 4, ROWS)).astype(np.float32)
+    codes = rng.integers(-127, 128, (ROWS, COLUMNS), dtype=np.int8)
+    values = torch.from_numpy(codes).float().mul_(torch.from_numpy(absmax).unsqueeze(1).mul(1.0 / 127.0)).numpy()
+    blocks = [np.concatenate([absmax[:, None].view(np.uint8), codes[:, at : at + BLOCK].view(np.uint8)], axis=1) for at in range(0, COLUMNS, BLOCK)]
+    return np.concatenate(blocks, axis=1).tobytes() + values.tobytes()
+
+
 def block_rows(quant_type: str, seed: int) -> bytes:
     rng = np.random.default_rng(seed)
     blocks = ROWS * COLUMNS // BLOCK
@@ -105,6 +124,7 @@ def main(folder: pathlib.Path) -> None:
     single_threaded()
     for seed, quant_type in enumerate(("nf4", "fp4")):
         (folder / "dequant" / f"{quant_type.upper()}.bin").write_bytes(block_rows(quant_type, seed))
+    (folder / "dequant" / "INT8.bin").write_bytes(int8_rows(2))
     arrays = {"map.signed": F.create_dynamic_map(True), "map.unsigned": F.create_dynamic_map(False)}
     for quant_type in ("nf4", "fp4"):
         arrays[f"codes.{quant_type}"] = F.get_4bit_type(quant_type, device="cpu")
@@ -112,6 +132,8 @@ def main(folder: pathlib.Path) -> None:
         arrays[f"x.{kind}"] = x
         if kind != "many":
             arrays |= four_bit(kind, x) | eight_bit(kind, x)
+        if x.numel() >= 37:
+            arrays |= eight_bit_rows(kind, x)
     arrays |= nested("many", numbers()["many"]) | nested("zeros", numbers()["zeros"]) | nested("one", numbers()["one"])
     write_arrays(folder / "bitsandbytes.safetensors", arrays)
 

@@ -1,4 +1,4 @@
-"""A tiny model, the same in bitsandbytes' 4 bits, and what PEFT's training on that makes of an adapter.
+"""A tiny model, the same in bitsandbytes' 4 and 8 bits, and what PEFT's training on these makes of an adapter.
 
     python test/reference/make_qlora_fixture.py test/fixtures/qlora
 
@@ -6,8 +6,10 @@ Needs the versions of requirements.txt. Writes
   base/           a Llama in bfloat16
   nf4/            the same as Transformers saves it with NF4 and double quantisation
   fp4/            and with FP4, one module of each layer left out
+  int8/           and in 8 bits, row by row
   adapter/        a LoRA adapter as PEFT saves it
   training.json   rows of token ids, 20 losses of AdamW on nf4/ with fp32 arithmetic, and the logits of its numbers in fp32
+  int8.json       the same losses and logits on int8/
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ LEARNING_RATE, MAX_GRAD_NORM = 5e-3, 1.0
 QUANTIZATIONS = {
     "nf4": dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
     "fp4": dict(bnb_4bit_quant_type="fp4", llm_int8_skip_modules=["lm_head", "v_proj"]),
+    "int8": dict(load_in_8bit=True),
 }
 
 
@@ -38,7 +41,8 @@ def make_base(folder: pathlib.Path) -> None:
 
 
 def quantized(folder: pathlib.Path, **options):
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, **options)
+    options = {"load_in_4bit": "load_in_8bit" not in options, "bnb_4bit_compute_dtype": torch.float32} | options
+    config = BitsAndBytesConfig(**options)
     return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.bfloat16, device_map="cpu")
 
 
@@ -65,13 +69,19 @@ def load_packed(folder: pathlib.Path):
     return model
 
 
+def numbers_of(weight) -> torch.Tensor:
+    if isinstance(weight, bnb.nn.Params4bit):
+        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+    return bnb.functional.int8_vectorwise_dequant(weight.data, weight.SCB)
+
+
 def dequantized_logits(folder: pathlib.Path, ids: torch.Tensor) -> torch.Tensor:
     """With fp32 numbers for the codes: bitsandbytes' own products of a few rows are of bf16 on a CPU."""
     model = load_packed(folder)
     for name, module in list(model.named_modules()):
-        if isinstance(module, bnb.nn.Linear4bit):
+        if isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)):
             plain = torch.nn.Linear(module.in_features, module.out_features, bias=False)
-            plain.weight.data = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            plain.weight.data = numbers_of(module.weight)
             model.set_submodule(name, plain)
     with torch.no_grad():
         return model(input_ids=ids).logits
@@ -111,6 +121,8 @@ def main(folder: pathlib.Path) -> None:
         quantized(folder / "base", **options).save_pretrained(folder / name)
     make_adapter(quantized(folder / "base", **QUANTIZATIONS["nf4"]), folder / "adapter")
     write_json(folder / "training.json", train(folder / "nf4", folder / "adapter"))
+    of_int8 = train(folder / "int8", folder / "adapter")
+    write_json(folder / "int8.json", {key: of_int8[key] for key in ("losses", "logits")})
 
 
 if __name__ == "__main__":

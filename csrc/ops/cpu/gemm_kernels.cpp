@@ -107,6 +107,8 @@ const TypeCode& code_of(DType type) {
       return kCode<DType::kNF4>;
     case DType::kFP4:
       return kCode<DType::kFP4>;
+    case DType::kInt8:
+      return kCode<DType::kInt8>;
     default:
       return kCode<DType::kF32>;
   }

@@ -34,6 +34,15 @@ struct Source<DType::kFP4> {  // absmax f32, nibbles[32]
 };
 
 template <>
+struct Source<DType::kInt8> {  // absmax f32 of the row, q i8[64]
+  LR_INLINE Unit unit(const uint8_t* b, size_t sub) {
+    const float d = float_at(b) * (1.0f / 127.0f);
+    const uint8_t* q = b + 4 + 32 * sub;
+    return scaled(load_bytes(q), load_bytes(q + 16), d, d);
+  }
+};
+
+template <>
 struct Source<DType::kQ8_0> {  // d f16, q i8[32]
   LR_INLINE Unit unit(const uint8_t* b, size_t) {
     const float d = half_at(b);
