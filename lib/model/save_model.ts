@@ -12,6 +12,9 @@ const kWeightFiles = /^model(-\d+-of-\d+)?\.safetensors(\.index\.json)?$/;
 const kQuantizedTypes: readonly TensorToSave['dtype'][] = ['NF4', 'FP4', 'INT8'];
 const kSavedTypes: readonly TensorToSave['dtype'][] = ['F32', 'F16', 'BF16', ...kQuantizedTypes];
 
+/** Transformers insists on their type. */
+const kConfigFloats = ['llm_int8_threshold'];
+
 const isQuantizedType = (dtype: TensorToSave['dtype']) => kQuantizedTypes.includes(dtype);
 
 /**
@@ -37,7 +40,7 @@ export async function saveModel(
   });
   const write = async (staging: string) => {
     await writeWeights(core, staging, tensors, maxShardBytes);
-    await writeJson(join(staging, 'config.json'), savedConfig(core, tensors));
+    await writeJson(join(staging, 'config.json'), savedConfig(core, tensors), kConfigFloats);
     const generation = generationConfig(core);
     if (Object.keys(generation).length > 0) await writeJson(join(staging, 'generation_config.json'), generation);
     if (core.hasTokenizer) await core.tokenizer.save(staging);

@@ -50,9 +50,11 @@ export async function writeWeights(core: ModelCore, folder: string, tensors: Ten
   await writeJson(join(folder, 'model.safetensors.index.json'), index);
 }
 
-/** Writes JSON as Python's json.dump(indent=2) does, with a final newline. */
-export async function writeJson(path: string, value: unknown): Promise<void> {
-  await writeFile(path, `${JSON.stringify(value, null, 2)}\n`);
+/** Writes JSON as Python's json.dump(indent=2) does, with a final newline. Whole numbers are written as 6.0 under the keys of `floats`. */
+export async function writeJson(path: string, value: unknown, floats: readonly string[] = []): Promise<void> {
+  let text = `${JSON.stringify(value, null, 2)}\n`;
+  for (const key of floats) text = text.replace(new RegExp(`^( *"${key}": -?\\d+)(,?)$`, 'gm'), '$1.0$2');
+  await writeFile(path, text);
 }
 
 /** Bytes of a size as Transformers writes it: 5GB, 200MB, or a number. */

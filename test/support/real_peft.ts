@@ -6,18 +6,18 @@ import { userCacheFolder } from '../../lib/hub/user_cache.ts';
 
 const script = fileURLToPath(new URL('../reference/load_with_peft.py', import.meta.url));
 
-/** A Python that has PEFT: LOWRANK_PYTHON, or the one of the benchmark's virtual environment; undefined where there is none. */
-export function pythonWithPeft(): string | undefined {
+/** A Python that has packages: LOWRANK_PYTHON, or the one of the benchmark's virtual environment; undefined where there is none. */
+export function pythonWith(...packages: string[]): string | undefined {
   const candidates = [process.env.LOWRANK_PYTHON, join(userCacheFolder(), 'peers-venv', 'bin', 'python')];
+  const code = `import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, ${JSON.stringify(packages)})))`;
   return candidates.find((python): python is string => {
     if (!python || (python.includes('/') && !existsSync(python))) return false;
-    return (
-      spawnSync(python, [
-        '-c',
-        'import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, ["peft", "torch", "transformers"])))',
-      ]).status === 0
-    );
+    return spawnSync(python, ['-c', code]).status === 0;
   });
+}
+
+export function pythonWithPeft(): string | undefined {
+  return pythonWith('peft', 'torch', 'transformers');
 }
 
 export interface PeftRequest {
