@@ -14,6 +14,7 @@ export type { Generated, Prompt, StreamedToken } from './model/generation.ts';
 export type { LossAndGradients } from './model/gradients.ts';
 export type { FromConfigOptions, LoadOptions } from './model/load_options.ts';
 export { type GetPeftModelOptions, getPeftModel, type PeftLoadOptions, PeftModel, type PeftSaveOptions } from './model/peft_model.ts';
+export { type KbitTrainingOptions, prepareModelForKbitTraining } from './model/prepare.ts';
 export type { SaveOptions } from './model/save_options.ts';
 export { Tensor } from './model/tensor.ts';
 export type { DataSource } from './options/data_source.ts';

@@ -368,8 +368,12 @@ export interface NativeAddon {
     unpermuteHeads: number,
     options: NativeQuantization,
   ): Promise<void>;
-  /** Stores a matrix as bitsandbytes' codes and magnitudes. */
-  setQuantizedTensor(model: NativeModel, slot: string, weight: NativeQuantized): Promise<void>;
+  /** Stores a matrix as bitsandbytes' codes and magnitudes; the codes may lie in a file, whose pages are given back. */
+  setQuantizedTensor(
+    model: NativeModel,
+    slot: string,
+    weight: Omit<NativeQuantized, 'codes'> & { codes: Uint8Array | { file: NativeTensorFile; tensor: string } },
+  ): Promise<void>;
   /** The same back, byte for byte. */
   readQuantizedTensor(model: NativeModel, slot: string): Promise<NativeQuantized>;
   createSession(

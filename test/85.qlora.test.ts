@@ -2,7 +2,15 @@ import assert from 'node:assert/strict';
 import { cpSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { permutation } from '../lib/data/shuffle.ts';
-import { CausalLM, LoraTrainer, PeftModel, type TrainingArguments } from '../lib/index.ts';
+import {
+  CausalLM,
+  getPeftModel,
+  LoraTrainer,
+  PeftModel,
+  prepareModelForKbitTraining,
+  type QuantizationConfig,
+  type TrainingArguments,
+} from '../lib/index.ts';
 import { int8VectorwiseQuant } from '../lib/kernels.ts';
 import { native } from '../lib/native.ts';
 import { rewriteSafetensors } from './support/rewrite_safetensors.ts';
@@ -185,6 +193,56 @@ describe('quantizationConfig', () => {
     for (const config of [nf4, { loadIn8bit: true }]) {
       await assertFails(() => load(config, narrow), 'UNSUPPORTED_QUANTIZATION', /model\.layers\.0\.self_attn\.q_proj\.weight/, /24/, /64/);
     }
+  });
+});
+
+describe('prepareModelForKbitTraining', () => {
+  after(deleteTemporaryFolders);
+
+  const load = (quantizationConfig?: QuantizationConfig) => CausalLM.fromPretrained(base, { quantizationConfig });
+  const same = (model: CausalLM) => model;
+  /** Bytes that a training of the model holds. */
+  async function held(
+    config: QuantizationConfig | undefined,
+    prepare: (model: CausalLM) => CausalLM,
+    checkpointing?: boolean,
+  ): Promise<number> {
+    await using model = await load(config);
+    assert.equal(prepare(model), model);
+    const trainer = new LoraTrainer({
+      model,
+      trainDataset: training.rows.map((inputIds) => ({ inputIds })),
+      args: { outputDir: temporaryFolder(), maxSteps: 1, gradientCheckpointing: checkpointing },
+    });
+    return Object.values(await trainer.plan()).reduce((sum, bytes) => sum + bytes);
+  }
+
+  it('checkpoints gradients of a quantised model unless it or args say otherwise', async () => {
+    for (const config of [nf4, { loadIn8bit: true }]) {
+      const [kept, checkpointed] = [await held(config, same), await held(config, same, true)];
+      assert.ok(checkpointed < kept);
+      const without = (model: CausalLM) => prepareModelForKbitTraining(model, { useGradientCheckpointing: false });
+      assert.equal(await held(config, without), kept);
+      assert.equal(await held(config, prepareModelForKbitTraining), checkpointed);
+      assert.equal(await held(config, prepareModelForKbitTraining, false), kept);
+    }
+    assert.equal(await held(undefined, prepareModelForKbitTraining), await held(undefined, same));
+  });
+
+  it('freezes everything', async () => {
+    await using model = await getPeftModel(await load(nf4), { r: 2, targetModules: ['q_proj'] });
+    assert.ok(model.numParameters({ onlyTrainable: true }) > 0);
+    assert.equal(prepareModelForKbitTraining(model).numParameters({ onlyTrainable: true }), 0);
+  });
+
+  it('names what is wrong with its arguments', async () => {
+    await assertFails(() => prepareModelForKbitTraining('folder' as never), 'INVALID_OPTION', /model/, /folder/);
+    await using model = await load(nf4);
+    await assertFails(
+      () => prepareModelForKbitTraining(model, { useGradientCheckpoint: true } as never),
+      'UNKNOWN_OPTION',
+      /useGradientCheckpointing/,
+    );
   });
 });
 

@@ -56,7 +56,8 @@ Napi::Value quantize_tensor(const Napi::CallbackInfo& info) {
       env, state,
       [slot, source = source.value(), found, file, heads, options](Model& model) -> Status {
         const std::lock_guard lock(addon_mutex());
-        LR_RETURN_IF_ERROR(model.bind(addon_context(), slot, source, found->shape, file, heads));
+        const auto release = [mapped = file.get()](const void* data, size_t bytes) { mapped->release(data, bytes); };
+        LR_RETURN_IF_ERROR(model.bind(addon_context(), slot, source, found->shape, file, heads, release));
         LR_RETURN_IF_ERROR(model.quantize(addon_context(), slot, options));
         file->release(*found);
         return file->check_unchanged();
@@ -100,21 +101,36 @@ bool get_nested(const Napi::Value& value, std::shared_ptr<const NestedAbsmax>* o
   return true;
 }
 
-// False after throwing.
+// Codes that lie in a file, and the file; or in an array, and null. False after throwing.
+bool get_codes(const Napi::Value& value, std::span<const uint8_t>* out, std::shared_ptr<TensorFile>* file, const TensorInfo** tensor) {
+  if (value.IsTypedArray()) {
+    ArrayView<uint8_t> bytes;
+    if (!get_bytes(value, "codes", &bytes)) return false;
+    *out = {bytes.data, bytes.length};
+    return true;
+  }
+  if (!value.IsObject()) return throw_status(value.Env(), error(Code::kInvalidOption, "codes is neither an array nor a tensor")), false;
+  std::string name;
+  const Napi::Object object = value.As<Napi::Object>();
+  *file = unwrap_file(object.Get("file"));
+  if (*file == nullptr || !get_string(object.Get("tensor"), "tensor", &name)) return false;
+  const Result<const TensorInfo*> found = (*file)->tensor(name);
+  if (!found.ok()) return throw_status(value.Env(), found.status()), false;
+  *tensor = found.value();
+  *out = {static_cast<const uint8_t*>(found.value()->data), found.value()->bytes};
+  return true;
+}
+
+// All but the codes. False after throwing.
 bool get_quantized(const Napi::Object& object, QuantizedWeight* out) {
   std::string type;
-  ArrayView<uint8_t> codes;
   ArrayView<float> absmax;
-  if (!get_string(object.Get("type"), "type", &type) || !get_size(object.Get("blockSize"), "blockSize", &out->block) ||
-      !get_bytes(object.Get("codes"), "codes", &codes)) {
-    return false;
-  }
+  if (!get_string(object.Get("type"), "type", &type) || !get_size(object.Get("blockSize"), "blockSize", &out->block)) return false;
   const Napi::Value nested = object.Get("nested");
   if (nested.IsUndefined() ? !get_floats(object.Get("absmax"), "absmax", &absmax) : !get_nested(nested, &out->nested)) return false;
   const Result<DType> found = weight_type(type);
   if (!found.ok()) return throw_status(object.Env(), found.status()), false;
   out->type = found.value();
-  out->codes = {codes.data, codes.length};
   out->absmax = {absmax.data, absmax.length};
   return true;
 }
@@ -127,14 +143,20 @@ Napi::Value set_quantized_tensor(const Napi::CallbackInfo& info) {
   const std::shared_ptr<ModelState> state = unwrap_idle_model(info[0]);
   if (state == nullptr || !get_string(info[1], "slot", &slot)) return env.Undefined();
   if (!info[2].IsObject()) return throw_status(env, error(Code::kInvalidOption, "weight is not an object")), env.Undefined();
-  if (!get_quantized(info[2].As<Napi::Object>(), &weight)) return env.Undefined();
+  const Napi::Object object = info[2].As<Napi::Object>();
+  std::shared_ptr<TensorFile> file;
+  const TensorInfo* tensor = nullptr;
+  if (!get_quantized(object, &weight) || !get_codes(object.Get("codes"), &weight.codes, &file, &tensor)) return env.Undefined();
   return bind_async(
       env, state,
-      [slot, weight](Model& model) {
+      [slot, weight, file, tensor](Model& model) -> Status {
         const std::lock_guard lock(addon_mutex());
-        return model.set_quantized(addon_context(), slot, weight);
+        LR_RETURN_IF_ERROR(model.set_quantized(addon_context(), slot, weight));
+        if (file == nullptr) return {};
+        file->release(*tensor);
+        return file->check_unchanged();
       },
-      info[2].As<Napi::Object>());
+      object);
 }
 
 Napi::Object nested_object(Napi::Env env, const NestedAbsmax& nested) {

@@ -7,6 +7,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "core/checked.h"
@@ -19,8 +20,10 @@ constexpr size_t kCacheLine = 64;
 #if defined(__linux__)
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr bool is_mapped(size_t bytes) { return bytes >= 2 * kHugePage; }
+size_t granularity(size_t bytes) { return is_mapped(bytes) ? static_cast<size_t>(sysconf(_SC_PAGESIZE)) : kCacheLine; }
 
-// Fresh pages, which are zero without being written: large buffers cost nothing until they are used, on the thread that uses them.
+// Fresh pages, which are zero without being written: large buffers cost nothing until they are used, on the thread that uses them. What
+// is left after the last whole huge page lies in small ones.
 void* map_pages(size_t bytes) {
   const size_t wanted = bytes + kHugePage;  // room to move to the next boundary
   void* mapped = mmap(nullptr, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -37,6 +40,7 @@ void* map_pages(size_t bytes) {
 #else
 constexpr size_t kHugePage = kCacheLine;
 constexpr bool is_mapped(size_t) { return false; }
+size_t granularity(size_t) { return kCacheLine; }
 void* map_pages(size_t) { return nullptr; }
 #endif
 
@@ -67,7 +71,7 @@ Status Buffer::allocate(size_t bytes, const char* what) {
   if (bytes == 0) return {};
   const bool mapped = is_mapped(bytes);
   size_t rounded, with_slack;
-  if (!checked_align(bytes, mapped ? kHugePage : kCacheLine, &rounded) || !checked_add(rounded, kHugePage, &with_slack)) {
+  if (!checked_align(bytes, granularity(bytes), &rounded) || !checked_add(rounded, kHugePage, &with_slack)) {
     return error(Code::kOutOfMemory, "%s: %zu bytes is more than can be addressed", what, bytes);
   }
   data_ = mapped ? map_pages(rounded) : allocate_zeroed(rounded);
@@ -89,7 +93,7 @@ void Buffer::reset() {
   _aligned_free(data_);
 #elif defined(__linux__)
   if (is_mapped(bytes_)) {
-    munmap(data_, round_up(bytes_, kHugePage));
+    munmap(data_, round_up(bytes_, granularity(bytes_)));
   } else {
     std::free(data_);
   }

@@ -245,9 +245,11 @@ Status Model::quantize(Context& context, const std::string& name, const Quantize
   Slot* const slot = found.value();
   if (slot->owner == nullptr) return error(Code::kInvalidConfig, "tensor %s has no values yet", name.c_str());
   auto nested = std::make_shared<NestedAbsmax>();
+  QuantizeOptions streaming = options;
+  streaming.used = slot->release;
   LR_RETURN_IF_ERROR(replace(slot, options.type, [&](const Matrix&, void* out) {
-    return options.type == DType::kInt8 ? quantize_int8_weight(context, slot->value, options.source, out)
-                                        : quantize_weight(context, slot->value, options, out, nested.get());
+    return options.type == DType::kInt8 ? quantize_int8_weight(context, slot->value, options.source, slot->release, out)
+                                        : quantize_weight(context, slot->value, streaming, out, nested.get());
   }));
   slot->quantized_block = options.block;
   slot->nested = options.nested && is_4bit(options.type) ? std::move(nested) : nullptr;

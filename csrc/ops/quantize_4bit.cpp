@@ -190,16 +190,18 @@ Status quantize_weight(Context& context, const Matrix& weight, const QuantizeOpt
   Buffer magnitudes;
   LR_RETURN_IF_ERROR(magnitudes.allocate(blocks * sizeof(float), "magnitudes of a weight"));
   float* const absmax = magnitudes.as<float>();
-  for_row_chunks(context, blocks, options.block, [&](size_t begin, size_t end) {
-    const KeepDenormals keep;
-    float values[kLargestBlock4Bit];
-    uint8_t packed[kLargestBlock4Bit / 2];
-    for (size_t i = begin; i < end; ++i) {
-      const size_t first = i * options.block, n = std::min(options.block, weights - first);
-      read_values(context, weight, first, n, options.source, values);
-      absmax[i] = quantize_block(nearest, values, n, options.block, packed);
-      store_codes(packed, n / kStored, first / kStored, out);
-    }
+  for_weight_pieces(weight, options.block, options.used, [&](size_t first_block, size_t last_block) {
+    for_row_chunks(context, last_block - first_block, options.block, [&](size_t begin, size_t end) {
+      const KeepDenormals keep;
+      float values[kLargestBlock4Bit];
+      uint8_t packed[kLargestBlock4Bit / 2];
+      for (size_t i = first_block + begin; i < first_block + end; ++i) {
+        const size_t first = i * options.block, n = std::min(options.block, weights - first);
+        read_values(context, weight, first, n, options.source, values);
+        absmax[i] = quantize_block(nearest, values, n, options.block, packed);
+        store_codes(packed, n / kStored, first / kStored, out);
+      }
+    });
   });
   if (options.nested) {
     LR_RETURN_IF_ERROR(nest_absmax(context, absmax, blocks, nested));

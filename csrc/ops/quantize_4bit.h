@@ -11,6 +11,7 @@
 // that are longer in bitsandbytes repeat theirs.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "core/context.h"
@@ -58,10 +59,11 @@ struct QuantizeOptions {
   size_t block = 64;
   bool nested = false;            // double quantisation
   DType source = DType::kF32;     // kBF16, kF16: weights are rounded to it first
+  std::function<void(const void* data, size_t bytes)> used;  // may be empty; hears of rows of the weight that are not read any more
 };
 
 // A weight of any type as a block type, piece by piece: out[rows, row_bytes(type, columns)]. Besides `out` it takes memory for the
-// magnitudes and one piece. With double quantisation `nested` receives what `out` has the magnitudes of.
+// magnitudes and a piece for each thread. With double quantisation `nested` receives what `out` has the magnitudes of.
 Status quantize_weight(Context&, const Matrix& weight, const QuantizeOptions&, void* out, NestedAbsmax* nested);
 
 }  // namespace lowrank

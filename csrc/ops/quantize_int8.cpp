@@ -91,11 +91,15 @@ void dequantize_int8(Context& context, const int8_t* codes, const float* absmax,
   });
 }
 
-Status quantize_int8_weight(Context& context, const Matrix& weight, DType source, void* out) {
+Status quantize_int8_weight(Context& context, const Matrix& weight, DType source, const std::function<void(const void*, size_t)>& used,
+                            void* out) {
   LR_RETURN_IF_ERROR(check_row(weight.cols));
-  for_row_chunks(context, weight.rows, weight.cols, [&](size_t begin, size_t end) {
-    const KeepDenormals keep;
-    for (size_t row = begin; row < end; ++row) quantize_row(context, weight, row, source, stored_row(out, row, weight.cols));
+  if (weight.cols == 0) return {};
+  for_weight_pieces(weight, weight.cols, used, [&](size_t first, size_t last) {
+    for_row_chunks(context, last - first, weight.cols, [&](size_t begin, size_t end) {
+      const KeepDenormals keep;
+      for (size_t row = first + begin; row < first + end; ++row) quantize_row(context, weight, row, source, stored_row(out, row, weight.cols));
+    });
   });
   return {};
 }

@@ -10,6 +10,8 @@
 // of a row repeats it, which takes 6 % more than to store it once, and rows are read as those of other block types.
 #pragma once
 
+#include <functional>
+
 #include "core/context.h"
 #include "core/status.h"
 #include "ops/matrix.h"
@@ -22,9 +24,9 @@ void quantize_int8(Context&, const float* x, size_t rows, size_t columns, int8_t
 // out[r, c] = codes[r, c] * absmax[r] / 127, both products rounded: bitsandbytes' int8_vectorwise_dequant.
 void dequantize_int8(Context&, const int8_t* codes, const float* absmax, size_t rows, size_t columns, float* out);
 
-// A weight of any type as kInt8: out[rows, row_bytes(kInt8, columns)]. Values are rounded to `source` (kF32: as they are) and then to
-// fp16. Refuses rows that are no multiple of the block.
-Status quantize_int8_weight(Context&, const Matrix& weight, DType source, void* out);
+// A weight of any type as kInt8, some rows at a time: out[rows, row_bytes(kInt8, columns)]. Values are rounded to `source` (kF32: as
+// they are) and then to fp16; used(data, bytes) hears of rows that are not read any more. Refuses rows that are no multiple of the block.
+Status quantize_int8_weight(Context&, const Matrix& weight, DType source, const std::function<void(const void*, size_t)>& used, void* out);
 
 // The same of codes that are there already, and back.
 Status store_int8(Context&, const int8_t* codes, const float* absmax, const Matrix& shape, void* out);

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 
+#include "core/checked.h"
 #include "core/context.h"
 #include "core/half.h"
 #include "ops/cpu/kernels.h"
@@ -27,6 +29,19 @@ inline void read_values(Context& context, const Matrix& weight, size_t begin, si
     done += take;
   }
   round_to(type, out, n);
+}
+
+// f(begin, end) over a weight's blocks of so many values, some MiB at a time; then used(data, bytes) of the rows that have been read.
+template <class F>
+void for_weight_pieces(const Matrix& weight, size_t block, const std::function<void(const void*, size_t)>& used, const F& f) {
+  constexpr size_t kPiece = size_t{1} << 20;  // weights
+  const size_t weights = weight.rows * weight.cols, blocks = ceil_div(weights, block), step = std::max<size_t>(1, kPiece / block);
+  for (size_t begin = 0, row = 0; begin < blocks; begin += step) {
+    const size_t end = std::min(blocks, begin + step), whole = std::min(weights, end * block) / weight.cols;
+    f(begin, end);
+    if (used && whole > row) used(weight.row(row), (whole - row) * weight.stride);
+    row = whole;
+  }
 }
 
 }  // namespace lowrank

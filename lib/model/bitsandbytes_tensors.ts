@@ -2,7 +2,7 @@ import { setImmediate } from 'node:timers/promises';
 import { z } from 'zod';
 import { LowrankError, shown } from '../errors.ts';
 import { run } from '../kernels/checks.ts';
-import { type NativeModel, type NativeNestedAbsmax, type NativeQuantized, native } from '../native.ts';
+import { type NativeModel, type NativeNestedAbsmax, native } from '../native.ts';
 import { resolveQuantizationConfig } from '../options/quantization_config.ts';
 import { type BaseQuantization, quantizationOf } from './quantize.ts';
 import { elementCount } from './tensor.ts';
@@ -130,11 +130,10 @@ export async function placeCodes(model: NativeModel, slot: string, location: Ten
   const { file, info } = location;
   const { type, blockSize, quantMap, absmax, nested } = codes;
   if (quantMap !== undefined) checkMap(quantMap, type);
-  const weight: NativeQuantized = { type, blockSize, codes: await readBytes(location) };
-  if (nested === undefined) weight.absmax = await absmax.file.readAsync(absmax.info.name);
-  else weight.nested = await nestedAbsmax(absmax, nested);
+  const magnitudes =
+    nested === undefined ? { absmax: await absmax.file.readAsync(absmax.info.name) } : { nested: await nestedAbsmax(absmax, nested) };
   try {
-    await native().setQuantizedTensor(model, slot, weight);
+    await native().setQuantizedTensor(model, slot, { type, blockSize, codes: { file, tensor: info.name }, ...magnitudes });
   } catch (error) {
     if (error instanceof Error) error.message = `${file.path}: ${info.name}: ${error.message}`;
     throw error;

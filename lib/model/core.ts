@@ -42,6 +42,8 @@ export class ModelCore {
   readonly computeType: NativeComputeType | undefined;
   /** undefined: weights in a float type, or in GGUF's. */
   readonly quantization: BaseQuantization | undefined;
+  /** Of trainings that do not say. */
+  gradientCheckpointing = false;
   readonly #tokenizer: Tokenizer | undefined;
   #native: NativeModel | undefined;
   #last: Promise<unknown> = Promise.resolve();

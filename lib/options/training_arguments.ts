@@ -133,9 +133,9 @@ export const trainingArgumentsSchema = z.strictObject({
     ),
   fp16: flag.default(false).describe('A CPU trains in no fp16: the type that bf16 says is used, and the log names it.'),
   gradientCheckpointing: gradientCheckpointing
-    .default(false)
+    .optional()
     .describe(
-      "Compute activations again in the backward pass instead of keeping them; gradients have the same bits. true or 'full': keep each layer's input only, a third more work; 'selective': what attention made too; 'offload': inputs wait for the backward in a file in outputDir; { every: n }: the inputs of every n-th layer; { budget: '6GiB' }: layer by layer, the cheapest mix whose plan (trainer.plan()) fits.",
+      "false when left out, true for a quantised model that prepareModelForKbitTraining prepared. Compute activations again in the backward pass instead of keeping them; gradients have the same bits. true or 'full': keep each layer's input only, a third more work; 'selective': what attention made too; 'offload': inputs wait for the backward in a file in outputDir; { every: n }: the inputs of every n-th layer; { budget: '6GiB' }: layer by layer, the cheapest mix whose plan (trainer.plan()) fits.",
     ),
   neftuneNoiseAlpha: z
     .union([z.literal(0), z.null()], { error: 'nothing (NEFTune is not available yet)' })

@@ -167,7 +167,7 @@ export class LoraTrainer<Full extends null | undefined = undefined> {
       model.setCompute(this.#computeType(weights));
       const { config } = model;
       const process = processMemory({ vocabSize: config.vocabSize, hasTokenizer: core.hasTokenizer, dataTokens });
-      const { gradientCheckpointing: wanted, perDeviceTrainBatchSize, outputDir: folder } = this.#options.args;
+      const { gradientCheckpointing: wanted = core.gradientCheckpointing, perDeviceTrainBatchSize, outputDir: folder } = this.#options.args;
       return retentionOf({
         wanted,
         config,
