@@ -61,7 +61,7 @@ async function trainAndSave(modelName: string, config: LoraConfig, folder: strin
   const trainer = new LoraTrainer({
     model: await getPeftModel(await CausalLM.fromPretrained(modelFolder), config),
     trainDataset: trainingRows(batch),
-    args: { outputDir: folder, maxSteps: 3, learningRate: 0.02, saveStrategy: 'no', disableTqdm: true, loggingStrategy: 'no' },
+    args: { outputDir: folder, maxSteps: 3, learningRate: 0.02, bf16: false, saveStrategy: 'no', disableTqdm: true, loggingStrategy: 'no' },
   });
   const { adapterPath } = await trainer.train();
   assert.equal(adapterPath, folder);
