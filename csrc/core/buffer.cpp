@@ -86,7 +86,7 @@ Status Buffer::reserve(size_t bytes, const char* what) {
   return bytes <= bytes_ ? Status() : allocate(bytes, what);
 }
 
-size_t Buffer::held(size_t bytes) { return round_up(bytes, is_mapped(bytes) ? kHugePage : kCacheLine); }
+size_t Buffer::held(size_t bytes) { return round_up(bytes, granularity(bytes)); }
 
 void Buffer::reset() {
 #if defined(_WIN32)

@@ -11,7 +11,7 @@ namespace lowrank {
 namespace {
 
 bool is_in_own_memory(const Slot& slot) {
-  return slot.parameter != nullptr || slot.shape.size() == 1 || is_4bit(slot.value.type);
+  return slot.parameter != nullptr || slot.shape.size() == 1 || is_4bit(slot.value.type) || slot.value.type == DType::kInt8;
 }
 
 void add_model(const Model& model, MemoryComponents* components) {

@@ -1,4 +1,5 @@
 import { OPTIMIZERS, type OptimizerName } from '../options/optimizers.ts';
+import { resolveQuantizationConfig } from '../options/quantization_config.ts';
 import type { ResolvedTrainingArguments } from '../options/training_arguments.ts';
 import type { MemoryChange } from './plan.ts';
 import type { Arrangement, PlanRequest } from './planner.ts';
@@ -18,12 +19,13 @@ const SHORTEST_ROW = 64;
 /** Kinds of change from the cheapest to the dearest, each with its levels in order. */
 function ladder(request: PlanRequest): Level[][] {
   const kinds = [fourBits(request), smallerBatches(request.args), shorterRows(request.args)];
-  if (request.task === 'train') kinds.unshift(checkpointing(request.args), optimizer(request.args), offload(request.args));
+  if (request.task === 'train') kinds.unshift(checkpointing(request), optimizer(request.args), offload(request.args));
   return kinds;
 }
 
 /** Work is done again. */
-function checkpointing({ gradientCheckpointing: now }: ResolvedTrainingArguments): Level[] {
+function checkpointing({ args, described }: PlanRequest): Level[] {
+  const now = args.gradientCheckpointing ?? described.gradientCheckpointing;
   const levels: Level[] = [
     {
       what: "keep what attention made, compute the rest again: gradientCheckpointing 'selective'",
@@ -125,9 +127,7 @@ export async function cheapestChanges(
 function arranged(request: PlanRequest, kinds: Level[][], chosen: number[]): Arrangement {
   const levels = kinds.flatMap((levels, kind) => levels[chosen[kind] as number] ?? []);
   const { args, quantizationConfig } = request;
-  const quantized = levels.some((level) => level.quantizationConfig)
-    ? { ...NF4, loadIn8bit: false, bnb4bitComputeDtype: undefined, bnb4bitQuantStorage: 'uint8' as const, llmInt8SkipModules: [] }
-    : quantizationConfig;
+  const quantized = levels.some((level) => level.quantizationConfig) ? resolveQuantizationConfig(NF4) : quantizationConfig;
   return { args: Object.assign({}, args, ...levels.map((level) => level.args)), quantizationConfig: quantized };
 }
 

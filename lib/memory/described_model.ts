@@ -11,7 +11,7 @@ import { readJsonObject } from '../model/json_file.ts';
 import { isHubId } from '../model/load_source.ts';
 import { modulesOf } from '../model/modules.ts';
 import { PeftModel } from '../model/peft_model.ts';
-import { quantizedSlots } from '../model/quantize.ts';
+import { quantizedSlots, quantizedTypeOf } from '../model/quantize.ts';
 import { kUserOptions, resolveTargets } from '../model/targets.ts';
 import { openGgufTensors, openSafetensorsFolder, openTensorFile, type TensorMap } from '../model/tensor_source.ts';
 import { trainedTensors } from '../model/trained_tensors.ts';
@@ -32,6 +32,8 @@ export interface DescribedModel {
   computeType: NativeComputeType | undefined;
   /** Whether it was asked to have its weights in float32. */
   asFloat32: boolean;
+  /** Of trainings that do not say. */
+  gradientCheckpointing: boolean;
   /** Whether a tokenizer comes with it; undefined where that cannot be known. */
   hasTokenizer: boolean | undefined;
   /** The folder or .gguf file, where there is one with weights. */
@@ -40,7 +42,7 @@ export interface DescribedModel {
   peft: PeftModel | undefined;
 }
 
-const unsaid = { computeType: undefined, asFloat32: false, path: undefined, peft: undefined };
+const unsaid = { computeType: undefined, asFloat32: false, gradientCheckpointing: false, path: undefined, peft: undefined };
 
 /**
  * Describes what a user calls a model: a loaded one, a folder, a .gguf file, a hub id (of which config.json alone is fetched), or a config.json:
@@ -75,6 +77,7 @@ function describeLoaded(model: CausalLM): DescribedModel {
     types,
     computeType: core.computeType,
     asFloat32: core.dtype === 'float32',
+    gradientCheckpointing: core.gradientCheckpointing,
     hasTokenizer: core.hasTokenizer,
     peft: model instanceof PeftModel ? model : undefined,
   };
@@ -124,15 +127,15 @@ function describeConfig(values: Record<string, unknown>, hasTokenizer: boolean |
       `config.json: dtype is ${shown(named)}; expected one of ${Object.keys(FLOAT_TYPES).join(', ')}`,
     );
   }
-  const quantized = values.quantization_config as { bnb_4bit_quant_type?: unknown } | null | undefined;
-  const codes = quantized?.bnb_4bit_quant_type === 'nf4' ? 'NF4' : 'FP4';
+  const quantized = values.quantization_config as { bnb_4bit_quant_type?: unknown; load_in_8bit?: unknown } | null | undefined;
+  const codes = quantized?.load_in_8bit === true ? 'INT8' : quantized?.bnb_4bit_quant_type === 'nf4' ? 'NF4' : 'FP4';
   const empty = call(() => native().createModel(config, true));
   const types = modulesOf(empty).map(({ weight, kind }): [string, string] => [weight, quantized && kind === 'linear' ? codes : type]);
   return { ...unsaid, config, family, types: new Map(types), hasTokenizer };
 }
 
 function typesOf(tensors: TensorMap): Map<string, string> {
-  return new Map([...tensors].map(([name, { info, codes }]) => [name, codes?.quantType.toUpperCase() ?? info.dtype]));
+  return new Map([...tensors].map(([name, { info, codes }]) => [name, codes?.type ?? info.dtype]));
 }
 
 function close(tensors: TensorMap): void {
@@ -196,7 +199,6 @@ async function trainBase(model: NativeModel, { types, asFloat32, config }: Descr
 
 function describeSlots(model: NativeModel, { types, config }: DescribedModel, quantization: ResolvedQuantizationConfig | undefined): void {
   const chosen = quantization ? quantizedSlots(model, quantization) : new Set<string>();
-  const codes = quantization?.bnb4bitQuantType === 'nf4' ? 'NF4' : 'FP4';
   for (const { name } of model.slots()) {
     const type = types.get(name) ?? (name === 'lm_head.weight' && config.tiedHead ? undefined : 'F32');
     if (type === undefined) continue; // the embedding is the head
@@ -206,6 +208,6 @@ function describeSlots(model: NativeModel, { types, config }: DescribedModel, qu
         `quantizationConfig: ${name} is stored as ${type} already; leave quantizationConfig out, or name its module in llmInt8SkipModules`,
       );
     }
-    call(() => model.describe(name, chosen.has(name) ? codes : type));
+    call(() => model.describe(name, quantization && chosen.has(name) ? quantizedTypeOf(quantization) : type));
   }
 }

@@ -1,4 +1,5 @@
 import { kPrefillTokens } from '../model/generation.ts';
+import { quantizedTypeOf } from '../model/quantize.ts';
 import { call, type NativeComputeType, type NativeModel, native } from '../native.ts';
 import type { ResolvedLoraConfig } from '../options/lora_config.ts';
 import type { ResolvedQuantizationConfig } from '../options/quantization_config.ts';
@@ -93,7 +94,7 @@ function keepOf(request: PlanRequest, args: ResolvedTrainingArguments, model: Na
   const maxTokens = request.tokensOf(args.perDeviceTrainBatchSize, args.maxSeqLength);
   const optimizer = optimizerOf(args);
   return retentionOf({
-    wanted: args.gradientCheckpointing,
+    wanted: args.gradientCheckpointing ?? request.described.gradientCheckpointing,
     config: model.config,
     length: maxTokens / args.perDeviceTrainBatchSize,
     folder: args.outputDir,
@@ -120,7 +121,7 @@ function settingsOf(request: PlanRequest, model: NativeModel, computeType: Nativ
     batchSize,
     sequenceLength,
     tokens: request.tokensOf(batchSize, sequenceLength),
-    weights: `${[...types].join(', ')}${quantizationConfig ? `, linear layers quantised to ${quantizationConfig.bnb4bitQuantType.toUpperCase()}` : ''}`,
+    weights: `${[...types].join(', ')}${quantizationConfig ? `, linear layers quantised to ${quantizedTypeOf(quantizationConfig)}` : ''}`,
     parameters: count(slots),
     trainableParameters: count(parameters.filter(({ trainable }) => trainable)),
     computeType: computeTypeName(computeType),

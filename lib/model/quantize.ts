@@ -20,11 +20,12 @@ export interface BaseQuantization {
 
 /** What loading a model with `config` makes of its weights, which are of `sourceType`. */
 export function quantizationOf(config: ResolvedQuantizationConfig, sourceType: string): BaseQuantization {
-  const type = typeOf(config);
+  const type = quantizedTypeOf(config);
   return { type, doubleQuant: type !== 'INT8' && config.bnb4bitUseDoubleQuant, sourceType, config: configJson(config) };
 }
 
-function typeOf(config: ResolvedQuantizationConfig): NativeQuantizedType {
+/** The storage type of the weights that a configuration quantises. */
+export function quantizedTypeOf(config: ResolvedQuantizationConfig): NativeQuantizedType {
   if (config.loadIn8bit) return 'INT8';
   return config.bnb4bitQuantType === 'nf4' ? 'NF4' : 'FP4';
 }
@@ -60,7 +61,12 @@ function configJson(config: ResolvedQuantizationConfig): Record<string, unknown>
  * Weights are rounded to `source` first, as Transformers does that loads them in that type.
  */
 export function placeQuantized(config: ResolvedQuantizationConfig, source: NativeFloatType, otherwise: Place): Place {
-  const options: NativeQuantization = { type: typeOf(config), blockSize: kBlockSize, nested: config.bnb4bitUseDoubleQuant, source };
+  const options: NativeQuantization = {
+    type: quantizedTypeOf(config),
+    blockSize: kBlockSize,
+    nested: config.bnb4bitUseDoubleQuant,
+    source,
+  };
   let chosen: Set<string> | undefined;
   return async (model, slot, location) => {
     chosen ??= quantizedSlots(model, config);
