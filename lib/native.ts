@@ -175,6 +175,8 @@ interface NativeParameter {
   shape: number[];
   dtype: string;
   trainable: boolean;
+  /** Whether it is used where it lies in its file. */
+  inFile: boolean;
 }
 
 export interface NativeSampling {
@@ -220,8 +222,8 @@ export interface NativeModel {
   setTensor(slot: string, data: Float32Array, dtype?: NativeFloatType): Promise<void>;
   /** Stores a slot's tensor as `dtype` from now on, in memory of its own; vectors always as F32. */
   convert(slot: string, dtype: NativeFloatType): Promise<void>;
-  /** Of a model for planning: says in which type a slot's tensor would be stored. */
-  describe(slot: string, dtype: string): void;
+  /** Of a model for planning: says in which type a slot's tensor would be stored, and whether in a mapped file. */
+  describe(slot: string, dtype: string, inFile: boolean): void;
   /** Throws INVALID_CONFIG listing the slots without a tensor. */
   ready(): void;
 

@@ -201,8 +201,10 @@ Napi::Value ModelObject::describe(const Napi::CallbackInfo& info) {
   std::string slot, name;
   Model* model = changing(env);
   if (model == nullptr || !get_string(info[0], "slot", &slot) || !get_string(info[1], "dtype", &name)) return env.Undefined();
+  bool in_file = false;
+  if (!get_bool(info[2], "inFile", &in_file)) return env.Undefined();
   const Result<DType> type = weight_type(name);
-  return finish(env, type.ok() ? model->describe(slot, type.value()) : type.status());
+  return finish(env, type.ok() ? model->describe(slot, type.value(), in_file) : type.status());
 }
 
 Napi::Value ModelObject::add_adapter(const Napi::CallbackInfo& info) {
@@ -307,19 +309,20 @@ Napi::Value ModelObject::parameters(const Napi::CallbackInfo& info) {
   const Model* model = reading(env);
   if (model == nullptr) return env.Undefined();
   Napi::Array result = Napi::Array::New(env);
-  const auto add = [&](const std::string& name, std::span<const size_t> shape, const char* dtype, bool trainable) {
+  const auto add = [&](const std::string& name, std::span<const size_t> shape, const char* dtype, bool trainable, bool in_file) {
     Napi::Object entry = Napi::Object::New(env);
     entry.Set("name", name);
     entry.Set("shape", shape_array(env, shape));
     entry.Set("dtype", dtype);
     entry.Set("trainable", trainable);
+    entry.Set("inFile", in_file);
     result.Set(result.Length(), entry);
   };
   for (const Slot& slot : model->slots()) {
     const bool trainable = slot.parameter != nullptr && slot.parameter->trainable;
-    if (slot.owner != nullptr) add(slot.name, slot.shape, dtype_info(slot.value.type).name, trainable);
+    if (slot.owner != nullptr) add(slot.name, slot.shape, dtype_info(slot.value.type).name, trainable, slot.release != nullptr);
   }
-  for (const Parameter* parameter : model->adapter_parameters()) add(parameter->name, parameter->shape, "F32", parameter->trainable);
+  for (const Parameter* parameter : model->adapter_parameters()) add(parameter->name, parameter->shape, "F32", parameter->trainable, false);
   return result;
 }
 

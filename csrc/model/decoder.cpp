@@ -81,6 +81,17 @@ Status check_batch(const DecoderConfig& config, const Batch& batch) {
   return {};
 }
 
+Status Decoder::look_up(const ModelPlan& plan, std::span<const int32_t> ids, float* out) const {
+  const Matrix& table = plan.embedding;
+  const size_t rows = plan.release_embedding ? kLookUpRows : ids.size();
+  for (size_t begin = 0; begin < ids.size(); begin += rows) {
+    const size_t count = std::min(rows, ids.size() - begin);
+    LR_RETURN_IF_ERROR(embedding_forward(context_, table, ids.data() + begin, count, out + begin * config_.hidden));
+    if (plan.release_embedding) plan.release_embedding(table.data, table.rows * table.stride);
+  }
+  return {};
+}
+
 Status Decoder::rope_tables(const Batch& batch, size_t begin, size_t end, Workspace* w) const {
   const std::span<const int32_t> positions = batch.positions.subspan(begin, end - begin);
   const int32_t last = *std::max_element(positions.begin(), positions.end());
@@ -179,7 +190,7 @@ Status Decoder::forward(const ModelPlan& plan, const Batch& batch, const Retenti
   const size_t tokens = batch.ids.size();
   LR_RETURN_IF_ERROR(w->prepare(config_, plan, keep, activation_type(context_), tokens));
   LR_RETURN_IF_ERROR(rope_tables(batch, 0, tokens, w));
-  LR_RETURN_IF_ERROR(embedding_forward(context_, plan.embedding, batch.ids.data(), tokens, w->inputs[0]));
+  LR_RETURN_IF_ERROR(look_up(plan, batch.ids, w->inputs[0]));
   return run_blocks(plan, batch, 0, plan.layers.size(), seed, w);
 }
 

@@ -44,6 +44,8 @@ class Decoder {
   Status logits(const ModelPlan&, std::span<const size_t> rows, Workspace*, float* out) const;
 
  private:
+  // The rows of the embedding. Those of a large table in a file are given back as it goes.
+  Status look_up(const ModelPlan&, std::span<const int32_t> ids, float* out) const;
   // Of tokens [begin, end), whose last position sets the frequencies where rope is dynamic: a batch shares them, as in Transformers; rows of
   // a cache have their own.
   Status rope_tables(const Batch&, size_t begin, size_t end, Workspace*) const;

@@ -138,6 +138,7 @@ Status Model::bind(Context& context, const std::string& name, const Matrix& sour
   for (size_t row = 0; row < source.rows; ++row) {
     std::memcpy(rows->as<unsigned char>() + row * bytes, source.row(interleaved_row(row, head_dim)), bytes);
   }
+  if (slot->release) slot->release(source.data, source.rows * source.stride);
   slot->value = matrix(rows->as<>(), source.type, source.rows, source.cols);
   slot->owner = std::move(rows);
   slot->release = nullptr;
@@ -283,7 +284,7 @@ Status Model::set_quantized(Context& context, const std::string& name, const Qua
   return {};
 }
 
-Status Model::describe(const std::string& name, DType type) {
+Status Model::describe(const std::string& name, DType type, bool in_file) {
   Slot* slot = const_cast<Slot*>(find_slot(name));
   if (slot == nullptr) return error(Code::kInvalidConfig, "this model has no tensor named %s", name.c_str());
   if (purpose_ != Purpose::kPlanning) return error(Code::kInvalidOption, "the tensors of a model that is in use are not described");
@@ -298,6 +299,8 @@ Status Model::describe(const std::string& name, DType type) {
                  slot->shape[1], info.name, info.block_elements);
   }
   slot->value = matrix(nullptr, type, slot->shape[0], slot->shape[1]);
+  slot->release = nullptr;
+  if (in_file) slot->release = [](const void*, size_t) {};
   return {};
 }
 

@@ -110,8 +110,8 @@ class Model {
   // into parameters, matrices as `type` (kF32 or kBF16), a few MiB at a time, and their files' pages given back. From then on they
   // change by training and by what is written into them alone.
   Status train_base(Context&, std::span<const std::string> names, DType type);
-  // Says in which type the slot's tensor would be stored, of a model for planning.
-  Status describe(const std::string& slot, DType type);
+  // Says in which type the slot's tensor would be stored, and whether in a mapped file, of a model for planning.
+  Status describe(const std::string& slot, DType type, bool in_file);
   // kInvalidConfig lists the slots that have no tensor.
   Status ready() const;
 

@@ -92,6 +92,10 @@ ModelPlan make_plan(const Model& model, bool training, const GradientOf& gradien
   ModelPlan plan;
   plan.embedding = model.value(model.embedding_slot());
   plan.head = model.value(model.head_slot());
+  const Slot& table = model.slots()[model.embedding_slot()];
+  const bool is_head = model.config().tied_head && model.active_override(model.head_slot()) == nullptr;
+  const bool is_large = table.value.rows * table.value.stride > kLookUpBytes;
+  if (!is_head && is_large && model.active_override(model.embedding_slot()) == nullptr) plan.release_embedding = table.release;
   plan.norm = planner.vector(model.norm_slot());
   plan.grad_embedding = planner.matrix_gradient(model.embedding_slot());
   plan.grad_norm = planner.vector_gradient(model.norm_slot());

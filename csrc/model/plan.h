@@ -33,9 +33,13 @@ struct LayerPlan {
   size_t window = 0;
 };
 
+// Most bytes of an embedding that is looked up in its file that stay in memory: a page that is read brings up to 2 MiB with it.
+constexpr size_t kLookUpRows = 16, kLookUpBytes = kLookUpRows * (size_t{2} << 20);
+
 struct ModelPlan {
   std::vector<LayerPlan> layers;
   Matrix embedding, head;
+  ReleasePages release_embedding;   // of a table in a file that is looked up and nothing else, and larger than kLookUpBytes
   const float* norm = nullptr;
   Rows grad_embedding, grad_head;  // null data: frozen; with a tied head, the same
   float* grad_norm = nullptr;

@@ -10,15 +10,13 @@
 namespace lowrank {
 namespace {
 
-bool is_in_own_memory(const Slot& slot) {
-  return slot.parameter != nullptr || slot.shape.size() == 1 || is_4bit(slot.value.type) || slot.value.type == DType::kInt8;
-}
-
-void add_model(const Model& model, MemoryComponents* components) {
+// `is_generating`: one token at a time is looked up, and the embedding's pages stay.
+void add_model(const Model& model, const ModelPlan& plan, bool is_generating, MemoryComponents* components) {
   size_t& weights = (*components)["weights"];
   for (const Slot& slot : model.slots()) {
     const size_t bytes = slot.value.rows * slot.value.stride;
-    weights += is_in_own_memory(slot) ? Buffer::held(bytes) : bytes;
+    const bool is_looked_up = &slot == &model.slots()[model.embedding_slot()] && plan.release_embedding && !is_generating;
+    weights += is_looked_up ? kLookUpBytes : slot.release ? bytes : Buffer::held(bytes);
   }
   size_t& adapters = (*components)["adapters"];
   for (const Parameter* parameter : model.adapter_parameters()) adapters += Buffer::held(parameter->elements() * parameter->element_bytes());
@@ -41,14 +39,14 @@ void add_forward(Context& context, const Model& model, const ModelPlan& plan, co
 
 MemoryComponents plan_training(Context& context, const Model& model, const SessionOptions& options) {
   MemoryComponents components;
-  add_model(model, &components);
+  // With every trained parameter given some gradient the plan has the shape of the real one.
+  float placeholder = 0;
+  const ModelPlan plan = make_plan(model, true, [&](const Parameter& p) -> void* { return p.trainable ? &placeholder : nullptr; });
+  add_model(model, plan, false, &components);
   components["gradients"] = Buffer::held(Session::gradient_bytes(model));
   const std::vector<Parameter*> trained = model.trained();
   components["optimizer"] = Optimizer::estimate(options.optimizer, std::vector<const Parameter*>(trained.begin(), trained.end()));
   if (options.max_tokens == 0) return components;
-  // With every trained parameter given some gradient the plan has the shape of the real one.
-  float placeholder = 0;
-  const ModelPlan plan = make_plan(model, true, [&](const Parameter& p) -> void* { return p.trainable ? &placeholder : nullptr; });
   Context on = computing(context, model);
   add_forward(on, model, plan, options.keep, activation_type(on), options.max_tokens, &components);
   components["head"] = linear_cross_entropy_memory(on, plan.head, options.max_tokens, true, plan.grad_head.data != nullptr);
@@ -57,8 +55,8 @@ MemoryComponents plan_training(Context& context, const Model& model, const Sessi
 
 MemoryComponents plan_evaluation(Context& context, const Model& model, size_t tokens) {
   MemoryComponents components;
-  add_model(model, &components);
   const ModelPlan plan = make_plan(model, false, [](const Parameter&) -> void* { return nullptr; });
+  add_model(model, plan, false, &components);
   Context on = computing(context, model);
   add_forward(on, model, plan, keep_nothing(), activation_type(on), tokens, &components);
   components["head"] = linear_cross_entropy_memory(on, plan.head, tokens, false, false);
@@ -67,8 +65,8 @@ MemoryComponents plan_evaluation(Context& context, const Model& model, size_t to
 
 MemoryComponents plan_generation(Context& context, const Model& model, const GenerationShape& shape) {
   MemoryComponents components;
-  add_model(model, &components);
   const ModelPlan plan = make_plan(model, false, [](const Parameter&) -> void* { return nullptr; });
+  add_model(model, plan, true, &components);
   Context on = computing(context, model);
   add_forward(on, model, plan, keep_nothing(), DType::kF32, shape.tokens, &components);
   components["head"] = Buffer::held(shape.rows * model.config().vocab * sizeof(float));

@@ -28,6 +28,8 @@ export interface DescribedModel {
   family: Family;
   /** Storage type of the tensor of each slot. */
   types: ReadonlyMap<string, string>;
+  /** Whether a matrix is used where it lies in its file; others have memory of their own. */
+  isInFile: (slot: string) => boolean;
   /** What it was loaded to compute in, where that was said. */
   computeType: NativeComputeType | undefined;
   /** Whether it was asked to have its weights in float32. */
@@ -69,12 +71,14 @@ function describeLoaded(model: CausalLM): DescribedModel {
   const slots = new Set(core.native.slots().map(({ name }) => name));
   const base = core.native.parameters().filter(({ name }) => slots.has(name));
   const types = new Map(base.map(({ name, dtype }) => [name, dtype]));
+  const inFile = new Set(base.filter((parameter) => parameter.inFile).map(({ name }) => name));
   const { config } = core.native;
   return {
     ...unsaid,
     config,
     family: core.family,
     types,
+    isInFile: (slot) => inFile.has(slot),
     computeType: core.computeType,
     asFloat32: core.dtype === 'float32',
     gradientCheckpointing: core.gradientCheckpointing,
@@ -95,7 +99,7 @@ async function describeFolder(folder: string): Promise<DescribedModel> {
     joinPackedWeights(tensors);
     const { family, native: described } = describeModel(config);
     described.tiedHead = await settleTying(tensors, described.tiedHead);
-    return { ...unsaid, config: described, family, types: typesOf(tensors), hasTokenizer, path: folder };
+    return { ...unsaid, config: described, family, ...placesOf(tensors), hasTokenizer, path: folder };
   } finally {
     close(tensors);
   }
@@ -110,7 +114,7 @@ async function describeGguf(path: string): Promise<DescribedModel> {
     const tensors = openGgufTensors(file, config, String(metadata['general.architecture']));
     config.tiedHead = await settleTying(tensors, config.tiedHead);
     const hasTokenizer = metadata['tokenizer.ggml.model'] !== undefined;
-    return { ...unsaid, config, family, types: typesOf(tensors), hasTokenizer, path };
+    return { ...unsaid, config, family, ...placesOf(tensors), hasTokenizer, path };
   } finally {
     file.close();
   }
@@ -131,11 +135,14 @@ function describeConfig(values: Record<string, unknown>, hasTokenizer: boolean |
   const codes = quantized?.load_in_8bit === true ? 'INT8' : quantized?.bnb_4bit_quant_type === 'nf4' ? 'NF4' : 'FP4';
   const empty = call(() => native().createModel(config, true));
   const types = modulesOf(empty).map(({ weight, kind }): [string, string] => [weight, quantized && kind === 'linear' ? codes : type]);
-  return { ...unsaid, config, family, types: new Map(types), hasTokenizer };
+  const isInFile = (slot: string) => !quantized || !slot.endsWith('_proj.weight');
+  return { ...unsaid, config, family, types: new Map(types), isInFile, hasTokenizer };
 }
 
-function typesOf(tensors: TensorMap): Map<string, string> {
-  return new Map([...tensors].map(([name, { info, codes }]) => [name, codes?.type ?? info.dtype]));
+function placesOf(tensors: TensorMap): Pick<DescribedModel, 'types' | 'isInFile'> {
+  const types = new Map([...tensors].map(([name, { info, codes }]) => [name, codes?.type ?? info.dtype]));
+  const copied = new Set([...tensors].filter(([, { codes, unpermuteHeads }]) => codes || unpermuteHeads > 0).map(([name]) => name));
+  return { types, isInFile: (slot) => !copied.has(slot) };
 }
 
 function close(tensors: TensorMap): void {
@@ -193,11 +200,15 @@ async function trainBase(model: NativeModel, { types, asFloat32, config }: Descr
   const trained = new Set(names);
   for (const { name } of model.slots()) {
     const isTied = name === 'lm_head.weight' && config.tiedHead;
-    if (!trained.has(name) && !isTied && types.get(name) !== 'F32') call(() => model.describe(name, type));
+    if (!trained.has(name) && !isTied && types.get(name) !== 'F32') call(() => model.describe(name, type, false));
   }
 }
 
-function describeSlots(model: NativeModel, { types, config }: DescribedModel, quantization: ResolvedQuantizationConfig | undefined): void {
+function describeSlots(
+  model: NativeModel,
+  { types, config, isInFile }: DescribedModel,
+  quantization: ResolvedQuantizationConfig | undefined,
+): void {
   const chosen = quantization ? quantizedSlots(model, quantization) : new Set<string>();
   for (const { name } of model.slots()) {
     const type = types.get(name) ?? (name === 'lm_head.weight' && config.tiedHead ? undefined : 'F32');
@@ -208,6 +219,7 @@ function describeSlots(model: NativeModel, { types, config }: DescribedModel, qu
         `quantizationConfig: ${name} is stored as ${type} already; leave quantizationConfig out, or name its module in llmInt8SkipModules`,
       );
     }
-    call(() => model.describe(name, quantization && chosen.has(name) ? quantizedTypeOf(quantization) : type));
+    const coded = quantization && chosen.has(name) ? quantizedTypeOf(quantization) : undefined;
+    call(() => model.describe(name, coded ?? type, coded === undefined && isInFile(name)));
   }
 }
