@@ -6,6 +6,7 @@
 #include "addon/files.h"
 #include "addon/model_object.h"
 #include "addon/module.h"
+#include "core/heap.h"
 #include "formats/safetensors_writer.h"
 #include "ops/dequantize.h"
 
@@ -316,6 +317,7 @@ void register_session(Napi::Env env, Napi::Object exports) {
     const std::shared_ptr<ModelState> state = unwrap_model(info[0]);
     SessionOptions options;
     if (state == nullptr || !get_session_options(info[1], &options)) return info.Env().Undefined();
+    trim_heap();
     Result<std::shared_ptr<Session>> session = Session::create(addon_context(), state->model, std::move(options));
     if (!session.ok()) return throw_status(info.Env(), session.status()), info.Env().Undefined();
     Napi::Object object = session_class->New({});

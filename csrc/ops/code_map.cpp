@@ -23,6 +23,14 @@ Range range_of(uint32_t bin) {
   return {far * (1 + kRounding), near_zero * (1 - kRounding)};
 }
 
+// Node i of a level of `width` nodes, which begins at node `width`.
+void lay_out_tree(CodeMap* map) {
+  map->tree[0] = 0;
+  for (size_t width = 1, step = CodeMap::kCodes; width < CodeMap::kCodes; width *= 2, step /= 2) {
+    for (size_t i = 0; i < width; ++i) map->tree[width + i] = static_cast<float>(map->midpoints[i * step + step / 2 - 1]);
+  }
+}
+
 }  // namespace
 
 void make_code_map(const float values[CodeMap::kCodes], CodeMap* map) {
@@ -32,6 +40,7 @@ void make_code_map(const float values[CodeMap::kCodes], CodeMap* map) {
                             ? (static_cast<double>(values[i]) + static_cast<double>(values[i + 1])) / 2
                             : std::numeric_limits<double>::infinity();
   }
+  lay_out_tree(map);
   const double* const begin = map->midpoints;
   const double* const end = begin + CodeMap::kCodes - 1;
   const auto code_of = [&](double value) { return std::lower_bound(begin, end, value) - begin; };

@@ -19,6 +19,7 @@ struct CodeMap {
   double midpoints[kCodes];  // [i]: between values[i] and values[i + 1]; the last is infinity
   uint8_t first[size_t{1} << 16];
   int steps;
+  float tree[kCodes];  // the midpoints rounded to fp32, for a binary search: those after tree[i] (i from 1) are tree[2 i] and tree[2 i + 1]
 };
 
 // Fills `map` for ascending values; equal neighbours are allowed, the first of them is used.

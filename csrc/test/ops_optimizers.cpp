@@ -58,17 +58,21 @@ void test_map(const CodeMap& map, Random& random, const char* what) {
   expect(map.values[code_of(map, 0.0f)] == 0, "%s: zero is not the code of zero", what);
 }
 
+std::unique_ptr<CodeMap> any_map(Random& random) {
+  Floats values = random.normals(CodeMap::kCodes);
+  values[3] = values[7] = 0;
+  std::sort(values.begin(), values.end());
+  auto map = std::make_unique<CodeMap>();
+  make_code_map(values.data(), map.get());
+  return map;
+}
+
 void test_maps(Random& random) {
   test_map(dynamic_code_map(true), random, "signed map");
   test_map(dynamic_code_map(false), random, "unsigned map");
   expect(dynamic_code_map(true).steps == 1 && dynamic_code_map(false).steps == 1, "a dynamic map takes %d and %d steps", dynamic_code_map(true).steps,
          dynamic_code_map(false).steps);
-  Floats values = random.normals(CodeMap::kCodes);
-  values[3] = values[7] = 0;
-  std::sort(values.begin(), values.end());
-  const auto any = std::make_unique<CodeMap>();
-  make_code_map(values.data(), any.get());
-  test_map(*any, random, "any map");
+  test_map(*any_map(random), random, "any map");
 }
 
 // ── states of 8 bits ──
@@ -175,11 +179,51 @@ void test_lion(Context& context, Random& random, bool coded) {
         expect_stored(m, want_m, terms, "coded lion m");
       } else {
         context.kernels.optimizer.lion(lion_factors(config), n, g.data(), p.data(), wide.data());
-        expect_all_near(wide.data(), want_m, 1e-6, "lion m");
+        for (double& term : terms) term = 1e-6 * term + 1e-37;
+        expect_all_near(wide.data(), want_m, terms, "lion m");
       }
       expect_all_near(p.data(), want_p, tolerance, coded ? "coded lion p" : "lion p");
     }
     for (size_t i = 0; i < n && config.weight_decay == 0; i += 7) expect(p[i] == start[i], "lion moved [%zu], which never had a gradient", i);
+  }
+}
+
+// Values next to midpoints, where rounding could tip them, and others; the first is the block's largest.
+Floats values_near(const CodeMap& map, float absmax, size_t n, Random& random) {
+  Floats x(n);
+  for (float& value : x) {
+    const float middle = static_cast<float>(map.midpoints[random.below(CodeMap::kCodes - 1)] * static_cast<double>(absmax));
+    switch (random.below(6)) {
+      case 0: value = middle; break;
+      case 1: value = std::nextafter(middle, absmax); break;
+      case 2: value = std::nextafter(middle, -absmax); break;
+      case 3: value = 0; break;
+      case 4: value = absmax * random.normal() * 1e-4f; break;
+      default: value = absmax * (2 * static_cast<float>(random.uniform()) - 1);
+    }
+    value = std::fabs(value) < std::numeric_limits<float>::min() ? 0 : std::clamp(value, -absmax, absmax);  // the pool flushes denormals
+  }
+  x[0] = random.coin() ? absmax : -absmax;
+  return x;
+}
+
+// A momentum of beta2 = 0 is the gradient, so that what is stored is known exactly: products of a midpoint and a magnitude are exact in double.
+void test_codes_are_nearest(Context& context, const CodeMap& map, Random& random, const char* what) {
+  for (int round = 0; round < 400; ++round) {
+    const size_t n = 1 + random.below(kCodeBlock);
+    const auto absmax = static_cast<float>(std::pow(10.0, 60 * random.uniform() - 30));
+    const Floats g = values_near(map, absmax, n, random);
+    Floats p(n);
+    Coded m(map, n);
+    for (uint8_t& code : m.codes) code = static_cast<uint8_t>(random.below(256));  // of a block of zeros
+    expect_ok(lion_update_coded(context, {.lr = 1, .beta1 = 0.9, .beta2 = 0, .weight_decay = 0, .grad_scale = 1}, n, g.data(), p.data(), m.view()), what);
+    expect(m.absmax[0] == absmax, "%s: a block's magnitude is %.9g instead of %.9g", what, static_cast<double>(m.absmax[0]), static_cast<double>(absmax));
+    for (size_t i = 0; i < n; ++i) {
+      size_t want = 0;
+      while (static_cast<double>(g[i]) > map.midpoints[want] * static_cast<double>(absmax)) ++want;
+      if (!expect(m.codes[i] == want, "%s: %.9g of %.9g has the code %d instead of %zu", what, static_cast<double>(g[i]), static_cast<double>(absmax),
+                  m.codes[i], want)) return;
+    }
   }
 }
 
@@ -290,6 +334,9 @@ int main() {
     test_lion(context, random, false);
     test_lion(context, random, true);
     test_sgd(context, random);
+    test_codes_are_nearest(context, lowrank::dynamic_code_map(true), random, "signed map");
+    test_codes_are_nearest(context, lowrank::dynamic_code_map(false), random, "unsigned map");
+    test_codes_are_nearest(context, *any_map(random), random, "any map");
     test_refusals(context);
     test_threads(context.kernels.level, random);
   });

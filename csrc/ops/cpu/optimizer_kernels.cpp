@@ -1,9 +1,10 @@
 // AdamW, Lion and SGD: one pass over memory each, so the floor of the 32-bit ones is bytes. With states of 8 bits the codes bound them:
-// a look-up and a product to read one, a look-up and a comparison to write one, about two cycles each on scalar ports; the arithmetic
-// between runs on vectors over one block at a time, in the first-level cache.
+// a look-up and a product to read one, and to write one what encode_codes.h says; the arithmetic between runs on vectors over one block
+// at a time, in the first-level cache.
 #include "ops/cpu/optimizer_kernels.h"
 
 #include "ops/code_map.h"
+#include "ops/cpu/encode_codes.h"
 #include "ops/cpu/random_bits.h"
 #include "ops/cpu/vector_walk.h"
 
@@ -31,22 +32,6 @@ LR_INLINE float largest_magnitude(const Block& block, size_t n) {
     largest = V::max(largest, magnitude(access.load(block.values + i, lanes)));
   });
   return V::hmax(largest);
-}
-
-// `kSteps` comparisons where they are known when this is compiled; else the map's own number.
-template <int kSteps>
-LR_INLINE void encode_with(const CodeMap& map, const float* x, size_t n, float absmax, uint8_t* codes) {
-  const float divisor = absmax > 0 ? absmax : 1.0f;
-  const double scale = absmax;
-  const int steps = kSteps > 0 ? kSteps : map.steps;
-  for (size_t i = 0; i < n; ++i) {
-    const float quotient = x[i] / divisor;
-    uint32_t bits;
-    memcpy(&bits, &quotient, sizeof bits);
-    uint32_t code = map.first[bits >> 16];
-    for (int step = 0; step < steps; ++step) code += static_cast<double>(x[i]) > map.midpoints[code] * scale;
-    codes[i] = static_cast<uint8_t>(code);
-  }
 }
 
 LR_INLINE void encode(const Block& block, size_t begin, size_t n, const CodedState& state) {
