@@ -254,6 +254,8 @@ export interface NativeModel {
   readParameter(name: string): Promise<Float32Array>;
   /** Into an adapter's parameter, or a base tensor that trainBase() made. What was read of one in BF16 has the same bits when it is written. */
   writeParameter(name: string, data: Float32Array): Promise<void>;
+  /** The same from a tensor of a file, a few MiB at a time; its pages are given back. */
+  loadParameter(name: string, file: NativeTensorFile, tensor: string): Promise<void>;
   /** A parameter's bytes in its storage type, from `begin` to before `end` or its last. */
   readBytes(name: string, begin: number, end: number): Uint8Array;
 
@@ -308,8 +310,8 @@ export interface NativeSession {
   optimizerStates(): { name: string; dtype: string; shape: number[] }[];
   /** Writes them all into a safetensors file, like writeSafetensors(); one is in memory at a time. */
   saveOptimizer(path: string, metadata: Record<string, string>): Promise<void>;
-  /** Sets the bytes of one of them. */
-  writeOptimizer(name: string, bytes: Uint8Array): Promise<void>;
+  /** Sets one of them to the bytes of a file's tensor of its name. */
+  loadOptimizer(name: string, file: NativeTensorFile): Promise<void>;
   /** Like the model's, in the memory of the session: evaluating within a training takes no more. */
   evaluate(batch: NativeTrainBatch): Promise<NativeLoss>;
   dispose(): void;

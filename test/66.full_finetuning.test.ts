@@ -9,6 +9,7 @@ import { CausalLM } from '../lib/model/causal_lm.ts';
 import type { Dtype } from '../lib/model/compute_type.ts';
 import { getPeftModel } from '../lib/model/peft_model.ts';
 import { trainedTensors } from '../lib/model/trained_tensors.ts';
+import { call, type NativeTensorData, native } from '../lib/native.ts';
 import { OPTIMIZERS, type OptimizerName } from '../lib/options/optimizers.ts';
 import type { TrainedLayers } from '../lib/options/trained_layers.ts';
 import type { TrainerOptions } from '../lib/options/trainer_options.ts';
@@ -249,6 +250,47 @@ describe('full fine-tuning', () => {
       // Exact in float32 but for the order of sums; bfloat16 has 8 bits.
       assertClose(source, logits, original, dtype === 'float32' ? 1e-5 : 2e-2);
     }
+  });
+
+  it('sets what it trains, and states of its optimizer, from tensors of a file', async () => {
+    const model = await newModel('float32', { tie_word_embeddings: false });
+    const weights = model.core.native;
+    await call(() => weights.trainBase(['lm_head.weight'], 'BF16'));
+    await call(() => weights.trainBase(['lm_head.weight', 'model.norm.weight'], 'F32'));
+    const path = join(newFolder(), 'values.safetensors');
+    const values = Float32Array.from({ length: 97 * 32 }, (_, i) => Math.sin(i));
+    const tensors: NativeTensorData[] = [
+      { name: 'head', dtype: 'F32', shape: [97, 32], data: values },
+      { name: 'turned', dtype: 'F32', shape: [32, 97], data: values },
+      { name: 'whole', dtype: 'I32', shape: [97, 32], data: new Int32Array(97 * 32) },
+      { name: 'm.model.norm.weight', dtype: 'F32', shape: [31], data: values.slice(0, 31) },
+      { name: 'v.model.norm.weight', dtype: 'F32', shape: [32], data: values.slice(0, 32) },
+    ];
+    await native().writeSafetensors(path, tensors, {});
+    const file = native().openTensorFile(path);
+    const load = (name: string, tensor: string) => call(() => weights.loadParameter(name, file, tensor));
+    await load('lm_head.weight', 'head');
+    assert.deepEqual(await weights.readParameter('lm_head.weight'), values);
+    await call(() => weights.trainBase(['lm_head.weight'], 'BF16'));
+    await load('lm_head.weight', 'head');
+    assert.deepEqual(await weights.readParameter('lm_head.weight'), values.map(toBf16));
+    await assertFails(() => load('lm_head.weight', 'turned'), 'SHAPE_MISMATCH', /lm_head\.weight/);
+    await assertFails(() => load('lm_head.weight', 'none'), 'INVALID_OPTION', /none/);
+    await assertFails(() => load('lm_head.weight', 'whole'), 'UNSUPPORTED_QUANTIZATION', /whole/);
+    await assertFails(() => load('model.embed_tokens.weight', 'head'), 'INVALID_OPTION', /no parameter named model\.embed_tokens\.weight/);
+
+    await call(() => weights.trainBase(['model.norm.weight'], 'F32'));
+    const session = call(() => native().createSession(weights, { maxTokens: 4, keep: { mode: 'all', every: 1 }, noDecay: [] }));
+    await call(() => session.loadOptimizer('v.model.norm.weight', file));
+    await assertFails(() => call(() => session.loadOptimizer('m.model.norm.weight', file)), 'SHAPE_MISMATCH', /124 bytes; expected 128/);
+    const saved = join(newFolder(), 'states.safetensors');
+    await call(() => session.saveOptimizer(saved, { step: '3' }));
+    const states = readArrays(saved);
+    assert.deepEqual([...states.keys()].sort(), ['m.model.norm.weight', 'v.model.norm.weight']);
+    assert.deepEqual(valuesOf(states, 'v.model.norm.weight').data, values.slice(0, 32));
+    await assertFails(() => call(() => session.saveOptimizer('/nowhere/states.safetensors', {})), 'IO_ERROR', /nowhere/);
+    session.dispose();
+    file.close();
   });
 
   it("resumes from the checkpoint's own folder as the model", async () => {

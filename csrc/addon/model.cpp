@@ -55,6 +55,7 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject> {
                         InstanceMethod("readParameter", &ModelObject::read_parameter),
                         InstanceMethod("readBytes", &ModelObject::read_bytes),
                         InstanceMethod("writeParameter", &ModelObject::write_parameter),
+                        InstanceMethod("loadParameter", &ModelObject::load_parameter),
                         InstanceMethod("logits", &ModelObject::logits), InstanceMethod("evaluate", &ModelObject::evaluate),
                         InstanceMethod("createCache", &ModelObject::create_cache), InstanceMethod("dispose", &ModelObject::dispose)});
   }
@@ -109,6 +110,7 @@ class ModelObject final : public Napi::ObjectWrap<ModelObject> {
   Napi::Value read_parameter(const Napi::CallbackInfo& info);
   Napi::Value read_bytes(const Napi::CallbackInfo& info);
   Napi::Value write_parameter(const Napi::CallbackInfo& info);
+  Napi::Value load_parameter(const Napi::CallbackInfo& info);
   Napi::Value logits(const Napi::CallbackInfo& info);
   Napi::Value evaluate(const Napi::CallbackInfo& info);
   Napi::Value create_cache(const Napi::CallbackInfo& info);
@@ -381,6 +383,28 @@ Napi::Value ModelObject::write_parameter(const Napi::CallbackInfo& info) {
         return Status();
       },
       [](Napi::Env done) { return done.Undefined(); }, info[1].As<Napi::Object>());
+}
+
+Napi::Value ModelObject::load_parameter(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  std::string name, tensor;
+  Model* model = changing(env);
+  if (model == nullptr || !get_string(info[0], "name", &name)) return env.Undefined();
+  const std::shared_ptr<TensorFile> file = unwrap_file(info[1]);
+  if (file == nullptr || !get_string(info[2], "tensor", &tensor)) return env.Undefined();
+  const Result<const TensorInfo*> found = file->tensor(tensor);
+  if (!found.ok()) return finish(env, found.status());
+  const Result<Matrix> source = file->rows(*found.value());
+  if (!source.ok()) return finish(env, source.status());
+  return run_async(
+      env,
+      [running = std::make_shared<Running>(state_), model, name, file, info = found.value(), source = source.value()]() -> Status {
+        const std::lock_guard lock(addon_mutex());
+        const auto release = [&file](const void* data, size_t bytes) { file->release(data, bytes); };
+        LR_RETURN_IF_ERROR(model->load(addon_context(), name, source, info->shape, release));
+        return file->check_unchanged();
+      },
+      [](Napi::Env done) { return done.Undefined(); }, Napi::Object::New(env));
 }
 
 ModelPlan inference_plan(const Model& model) {

@@ -8,6 +8,7 @@
 #include "addon/module.h"
 #include "core/heap.h"
 #include "formats/safetensors_writer.h"
+#include "formats/tensor_file.h"
 #include "ops/dequantize.h"
 
 namespace lowrank::addon {
@@ -25,7 +26,7 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject> {
                         InstanceAccessor("optimizerStep", &SessionObject::optimizer_step, &SessionObject::set_optimizer_step),
                         InstanceMethod("optimizerStates", &SessionObject::optimizer_states),
                         InstanceMethod("saveOptimizer", &SessionObject::save_optimizer),
-                        InstanceMethod("writeOptimizer", &SessionObject::write_optimizer), InstanceMethod("evaluate", &SessionObject::evaluate),
+                        InstanceMethod("loadOptimizer", &SessionObject::load_optimizer), InstanceMethod("evaluate", &SessionObject::evaluate),
                         InstanceMethod("dispose", &SessionObject::dispose)});
   }
   void set(std::shared_ptr<ModelState> state, std::shared_ptr<Session> session) {
@@ -92,7 +93,7 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject> {
   }
   Napi::Value optimizer_states(const Napi::CallbackInfo& info);
   Napi::Value save_optimizer(const Napi::CallbackInfo& info);
-  Napi::Value write_optimizer(const Napi::CallbackInfo& info);
+  Napi::Value load_optimizer(const Napi::CallbackInfo& info);
   Napi::Value dispose(const Napi::CallbackInfo& info) {
     session_.reset();
     return info.Env().Undefined();
@@ -214,26 +215,28 @@ Napi::Value SessionObject::save_optimizer(const Napi::CallbackInfo& info) {
       [](Napi::Env done) { return done.Undefined(); }, Napi::Object::New(env));
 }
 
-Napi::Value SessionObject::write_optimizer(const Napi::CallbackInfo& info) {
+Napi::Value SessionObject::load_optimizer(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const Session::NamedState* state = state_of(info);
   if (state == nullptr) return env.Undefined();
-  if (!info[1].IsTypedArray() || info[1].As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
-    return throw_status(env, error(Code::kInvalidOption, "%s is not a Uint8Array", state->name.c_str())), env.Undefined();
-  }
-  const auto bytes = info[1].As<Napi::Uint8Array>();
-  if (bytes.ByteLength() != state->tensor.bytes()) {
-    throw_status(env, error(Code::kShapeMismatch, "optimizer state %s got %zu bytes; expected %zu", state->name.c_str(), bytes.ByteLength(),
-                            state->tensor.bytes()));
+  const std::shared_ptr<TensorFile> file = unwrap_file(info[1]);
+  if (file == nullptr) return env.Undefined();
+  const Result<const TensorInfo*> found = file->tensor(state->name);
+  if (!found.ok()) return throw_status(env, found.status()), env.Undefined();
+  const TensorInfo* const tensor = found.value();
+  if (tensor->bytes != state->tensor.bytes()) {
+    throw_status(env, error(Code::kShapeMismatch, "%s: optimizer state %s has %zu bytes; expected %zu", file->path().c_str(), state->name.c_str(),
+                            tensor->bytes, state->tensor.bytes()));
     return env.Undefined();
   }
   return run_async(
       env,
-      [running = std::make_shared<Running>(state_), session = session_, state, from = bytes.Data()] {
-        session->write_state(*state, from);
-        return Status();
+      [running = std::make_shared<Running>(state_), session = session_, state, file, tensor] {
+        session->write_state(*state, tensor->data);
+        file->release(*tensor);
+        return file->check_unchanged();
       },
-      [](Napi::Env done) { return done.Undefined(); }, bytes);
+      [](Napi::Env done) { return done.Undefined(); }, Napi::Object::New(env));
 }
 
 bool get_muon_ratio(const Napi::Value& value, MuonRatio* out) {

@@ -29,9 +29,8 @@ size_t interleaved_row(size_t row, size_t head_dim) {
   return head * head_dim + (within < half ? 2 * within : 2 * (within - half) + 1);
 }
 
-// Copies a matrix as kF32 or kBF16, and gives back what was read.
-Status copy_values(Context& context, const Slot& slot, DType type, unsigned char* to) {
-  const Matrix& from = slot.value;
+// Copies a matrix as kF32 or kBF16, a few MiB at a time, and gives back what was read.
+Status copy_values(Context& context, const Matrix& from, const ReleasePages& release, DType type, unsigned char* to) {
   const size_t stripe = std::max<size_t>(1, kCopiedFloats / from.cols), to_stride = row_bytes(type, from.cols);
   Buffer wide;
   for (size_t row = 0; row < from.rows; row += stripe, to += stripe * to_stride) {
@@ -43,11 +42,11 @@ Status copy_values(Context& context, const Slot& slot, DType type, unsigned char
     } else if (type == DType::kF32) {
       LR_RETURN_IF_ERROR(dequantize(context, rows, reinterpret_cast<float*>(to)));
     } else {
-      LR_RETURN_IF_ERROR(wide.reserve(rows.rows * rows.cols * sizeof(float), slot.name.c_str()));
+      LR_RETURN_IF_ERROR(wide.reserve(rows.rows * rows.cols * sizeof(float), "a weight's copy"));
       LR_RETURN_IF_ERROR(dequantize(context, rows, wide.as<float>()));
       round_rows(context, {wide.as<float>(), rows.cols}, rows.rows, rows.cols, reinterpret_cast<uint16_t*>(to));
     }
-    if (slot.release) slot.release(rows.data, rows.rows * rows.stride);
+    if (release) release(rows.data, rows.rows * rows.stride);
   }
   return {};
 }
@@ -205,7 +204,7 @@ Status Model::own(Context& context, Slot* slot, DType type) {
   Parameter copy;
   LR_RETURN_IF_ERROR(make_parameter(slot->name, slot->shape, type, &copy));
   copy.hidden = is_hidden(static_cast<size_t>(slot - slots_.data()));
-  if (purpose_ == Purpose::kUse) LR_RETURN_IF_ERROR(copy_values(context, *slot, type, copy.value.as<unsigned char>()));
+  if (purpose_ == Purpose::kUse) LR_RETURN_IF_ERROR(copy_values(context, slot->value, slot->release, type, copy.value.as<unsigned char>()));
   if (slot->parameter == nullptr) {
     slot->parameter = std::make_shared<Parameter>(std::move(copy));
   } else {  // sessions know it
@@ -217,6 +216,15 @@ Status Model::own(Context& context, Slot* slot, DType type) {
   slot->release = nullptr;
   ++revision_;
   return {};
+}
+
+Status Model::load(Context& context, const std::string& name, const Matrix& source, std::span<const size_t> shape, const ReleasePages& release) {
+  const Parameter* const parameter = find_parameter(name);
+  if (parameter == nullptr) return error(Code::kInvalidOption, "there is no parameter named %s that could be set", name.c_str());
+  if (!std::ranges::equal(shape, parameter->shape)) {
+    return error(Code::kShapeMismatch, "parameter %s was to be set from a tensor of another shape", name.c_str());
+  }
+  return copy_values(context, source, release, parameter->type, parameter->value.as<unsigned char>());
 }
 
 Status Model::train_base(Context& context, std::span<const std::string> names, DType type) {

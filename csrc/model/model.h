@@ -112,6 +112,8 @@ class Model {
   Status train_base(Context&, std::span<const std::string> names, DType type);
   // Says in which type the slot's tensor would be stored, and whether in a mapped file, of a model for planning.
   Status describe(const std::string& slot, DType type, bool in_file);
+  // Sets a parameter, an adapter's or the model's own, to a tensor of a file, whose pages `release` gives back.
+  Status load(Context&, const std::string& name, const Matrix& source, std::span<const size_t> shape, const ReleasePages& release);
   // kInvalidConfig lists the slots that have no tensor.
   Status ready() const;
 

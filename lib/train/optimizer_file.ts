@@ -36,7 +36,7 @@ export async function readOptimizer(session: NativeSession, folder: string, form
         const is = found ? `${found.dtype} [${found.shape}]` : 'nothing';
         throw new LowrankError('CHECKPOINT_CORRUPT', `${path}: ${name}: found ${is}, expected ${dtype} [${shape}]`);
       }
-      await session.writeOptimizer(name, file.readRaw(name));
+      await session.loadOptimizer(name, file);
     }
     session.optimizerStep = updates;
   } finally {

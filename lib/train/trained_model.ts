@@ -3,7 +3,7 @@ import { LowrankError } from '../errors.ts';
 import type { CausalLM } from '../model/causal_lm.ts';
 import { saveModel } from '../model/save_model.ts';
 import { elementCount } from '../model/tensor.ts';
-import { listed, openSafetensorsFolder } from '../model/tensor_source.ts';
+import { listed, openSafetensorsFolder, type TensorLocation } from '../model/tensor_source.ts';
 import { trainedTensors } from '../model/trained_tensors.ts';
 import type { NativeModel } from '../native.ts';
 import type { TrainedLayers } from '../options/trained_layers.ts';
@@ -92,7 +92,7 @@ export class TrainedModel implements TrainedWeights {
             `${folder}: the weights lack ${listed(unfit)}, or have them in other shapes than the model`,
           );
         }
-        for (const name of this.#names) await native.writeParameter(name, (await tensors.get(name)?.file.readAsync(name)) as Float32Array);
+        for (const name of this.#names) await native.loadParameter(name, (tensors.get(name) as TensorLocation).file, name);
       });
     } finally {
       for (const file of new Set([...tensors.values()].map((location) => location.file))) file.close();
