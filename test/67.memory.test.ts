@@ -174,6 +174,8 @@ describe('estimateMemory', () => {
       [settings.trainableParameters, settings.gradientCheckpointing, settings.optim],
       [3_407_872, 'every 4 layers', 'lion_8bit'],
     );
+    const full = command('--full', '--length', '64', '--batch', '1', '--device', '64GiB', '--json');
+    assert.equal((JSON.parse(full.stdout) as MemoryPlan).settings.trainableParameters, 8_030_261_248);
     const wrong = command('--optim', 'adam');
     assert.equal(wrong.status, 1);
     assert.match(wrong.stderr, /^lowrank: args\.optim: .*\[INVALID_OPTION\]/);

@@ -12,6 +12,7 @@ export interface EstimateFlags {
   length?: number;
   rank?: number;
   targets?: string;
+  full?: boolean;
   qlora?: boolean;
   checkpointing?: string;
   optim?: string;
@@ -50,6 +51,7 @@ function merged(model: string, flags: EstimateFlags, options: Partial<EstimateOp
     model,
     args,
     ...(Object.keys(peft).length > 0 && { peftConfig: { r: 16, targetModules: 'all-linear', ...options.peftConfig, ...peft } }),
+    ...(flags.full && { peftConfig: null }),
     ...(flags.qlora && { quantizationConfig: nf4 }),
     ...(flags.data !== undefined && { trainDataset: flags.data }),
     ...(flags.device !== undefined && { device: flags.device }),
