@@ -5,7 +5,7 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { fetchAdapter, fetchModel } from '../lib/hub/hub.ts';
-import { CausalLM, getPeftModel, PeftModel } from '../lib/index.ts';
+import { CausalLM, estimateMemory, getPeftModel, PeftModel } from '../lib/index.ts';
 import { assertFails, deleteTemporaryFolders, temporaryFolder, tinyConfig } from './support/tiny_models.ts';
 
 const kCommit = '0123456789abcdef0123456789abcdef01234567';
@@ -136,6 +136,17 @@ describe('models of the hub', () => {
       .update(model.files['model.safetensors'] as Buffer)
       .digest('hex');
     assert.equal(readlinkSync(pointer), join('..', '..', 'blobs', sha256));
+  });
+
+  it('are planned for by their config.json, which alone is fetched, and loaded afterwards', async () => {
+    const { settings } = await estimateMemory({ model: kId, peftConfig: { r: 2, targetModules: 'all-linear' } });
+    assert.deepEqual(hub.downloads(), ['config.json']);
+    await using loaded = await CausalLM.fromPretrained(kId);
+    assert.equal(settings.parameters, loaded.numParameters());
+    assert.ok(hub.downloads().includes('model.safetensors'));
+    const fetched = hub.downloads().length;
+    await estimateMemory({ model: kId });
+    assert.equal(hub.downloads().length, fetched);
   });
 
   it('are downloaded once', async () => {
