@@ -16,6 +16,9 @@ constexpr size_t kPairMaxK = 1664;  // the longest k of a block
 constexpr size_t kPairPackRows = 24;
 // Pairs of a row of A over all segments, each of which may end with half a pair.
 constexpr size_t kStripPairs = kPairMaxK / 2 + kGemmMaxSegments;
+constexpr size_t kStripInts = kMr * kStripPairs + kW;
+// Rows whose pairs are made together where they are columns in memory: a cache line of bf16.
+constexpr size_t kColumnStrips = 4, kColumnRows = kColumnStrips * kMr;
 
 // A's pairs of one segment: pair p of row i at a + i * row + p * col, in bytes.
 struct PairSegment {
@@ -101,27 +104,30 @@ LR_INLINE PairSegment round_rows(const GemmSegment& segment, size_t first, size_
   return {(const char*)strip, pairs * sizeof(int32_t), sizeof(int32_t), pairs};
 }
 
-// `rows` adjacent columns of a matrix whose rows are k, as [pairs][kMr].
+// `rows` adjacent columns of a matrix whose rows are k, as [pairs][kMr] in each of several strips.
 template <DType kType>
-LR_INLINE PairSegment pair_columns(const GemmSegment& segment, size_t first, size_t rows,
-                                   int32_t* strip) {
+LR_INLINE void pair_columns(const GemmSegment& segment, size_t first, size_t rows,
+                            int32_t* strips) {
   constexpr size_t kElement = kType == DType::kBF16 ? sizeof(uint16_t) : sizeof(float);
+  static_assert(kW == 2 * kMr);  // a vector of pairs is one row of two strips
   const size_t pairs = (segment.k + 1) / 2, step = segment.col * kElement;
   const uint8_t* even = (const uint8_t*)segment.a + first * kElement;
   for (size_t p = 0; p < pairs; ++p, even += 2 * step) {
     const uint8_t* odd = 2 * p + 1 < segment.k ? even + step : nullptr;
-    V::store((float*)(strip + p * kMr), pairs_across<kType>(even, odd, 0, rows));
+    int32_t* out = strips + p * kMr;
+    for (size_t c = 0; c < rows; c += kW, out += 2 * kStripInts) {
+      const size_t n = rows - c < kW ? rows - c : kW;
+      const __m512i both = _mm512_castps_si512(pairs_across<kType>(even, odd, c, n));
+      _mm256_storeu_si256((__m256i*)out, _mm512_castsi512_si256(both));
+      if (n > kMr) _mm256_storeu_si256((__m256i*)(out + kStripInts), _mm512_extracti64x4_epi64(both, 1));
+    }
   }
-  return {(const char*)strip, sizeof(int32_t), kMr * sizeof(int32_t), pairs};
 }
 
-// The pairs of rows [first, first + rows); where they are not there to read, they go to the strip.
+// The pairs of rows [first, first + rows) whose k are adjacent; where they are not there to read,
+// they go to the strip.
 LR_INLINE PairSegment pairs_of(const GemmSegment& segment, size_t first, size_t rows,
                                int32_t* strip) {
-  if (segment.col != 1) {
-    return segment.bf16 ? pair_columns<DType::kBF16>(segment, first, rows, strip)
-                        : pair_columns<DType::kF32>(segment, first, rows, strip);
-  }
   if (!segment.bf16) return round_rows<DType::kF32>(segment, first, rows, strip);
   if (segment.k % 2 != 0) return round_rows<DType::kBF16>(segment, first, rows, strip);
   const size_t row_bytes = segment.row * sizeof(uint16_t);
@@ -132,13 +138,27 @@ void pair_block(const GemmSegment* segments, size_t segment_count, size_t m, con
                 size_t n, const BlockOutput& out) {
   size_t pairs = 0;
   for (size_t s = 0; s < segment_count; ++s) pairs += (segments[s].k + 1) / 2;
-  alignas(64) int32_t strip[kMr * kStripPairs + kW];
+  alignas(64) int32_t strip[kStripInts], columns_strips[kColumnStrips][kStripInts];
   PairSegment of_strip[kGemmMaxSegments];
   for (size_t i = 0; i < m; i += kMr) {
     const size_t rows = m - i < kMr ? m - i : kMr;
+    const size_t column_strip = i % kColumnRows / kMr;
     int32_t* at = strip;
+    int32_t* column_at = columns_strips[column_strip];
     for (size_t s = 0; s < segment_count; ++s) {
-      of_strip[s] = pairs_of(segments[s], i, rows, at);
+      const GemmSegment& segment = segments[s];
+      if (segment.col != 1) {
+        if (column_strip == 0) {
+          const size_t together = m - i < kColumnRows ? m - i : kColumnRows;
+          segment.bf16 ? pair_columns<DType::kBF16>(segment, i, together, column_at)
+                       : pair_columns<DType::kF32>(segment, i, together, column_at);
+        }
+        const size_t segment_pairs = (segment.k + 1) / 2;
+        of_strip[s] = {(const char*)column_at, sizeof(int32_t), kMr * sizeof(int32_t), segment_pairs};
+        column_at += kMr * segment_pairs;
+        continue;
+      }
+      of_strip[s] = pairs_of(segment, i, rows, at);
       if (of_strip[s].a == (const char*)at) at += kMr * of_strip[s].pairs;
     }
     for (size_t j = 0; j < n; j += kNr) {
