@@ -11,7 +11,7 @@ namespace {
 constexpr size_t kAlign = 128;  // two cache lines: adjacent buffers share none, prefetched pairs included
 
 constexpr size_t kParkedAlign = size_t{64} << 10;  // the largest page: an input is given back as a whole
-constexpr size_t kParkedInMemory = 3;              // inputs: the one in use, the one that is fetched, the one that is written out
+constexpr size_t kParkedInMemory = 2;              // inputs: the one that a block reads and the one that it writes
 
 // Walks the layout; with a null base it only counts.
 class Layout {
