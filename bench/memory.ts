@@ -4,7 +4,7 @@
 import { startOurs } from './child.ts';
 import { type Entry, type TrainingResult, timeInterleaved } from './interleaved.ts';
 import type { Machine } from './machine.ts';
-import { type PeerOptions, startHuggingFace } from './peers.ts';
+import { type PeerOptions, q4KMFile, startHuggingFace } from './peers.ts';
 import type { TrainingOptions } from './training.ts';
 
 export interface MemoryResult extends TrainingResult {
@@ -13,7 +13,8 @@ export interface MemoryResult extends TrainingResult {
   method: string;
   weights: string;
   optimizer: string;
-  checkpointing: boolean;
+  /** 'no', 'full', or the budget that layers are chosen for. */
+  checkpointing: string;
   /** Rows, by their letters, that it is compared with. */
   against: string[];
 }
@@ -24,14 +25,9 @@ type Setting = Pick<Row, 'letter' | 'method' | 'weights' | 'optimizer' | 'checkp
 function ours(machine: Machine, model: string, { flags, against = [], ...about }: Setting): Row {
   const { threads, compute } = machine;
   const name = 'lowrank';
-  const args = [
-    model,
-    '--optim',
-    about.optimizer,
-    ...flags,
-    ...(about.checkpointing ? ['--checkpointing'] : []),
-    ...(compute === 'bf16' ? ['--bf16'] : []),
-  ];
+  const args = [model, '--optim', about.optimizer, ...flags];
+  if (about.checkpointing === 'full') args.push('--checkpointing');
+  if (compute === 'bf16') args.push('--bf16');
   return {
     ...about,
     against,
@@ -50,41 +46,62 @@ function peer(
   const start = () =>
     startHuggingFace({ gguf, threads, isa, dtype: bf16 ? 'bf16' : 'fp32', compile: false, method, optim, checkpointing: true });
   const optimizer = optim === 'adamw' ? 'adamw_torch_fused' : 'bitsandbytes AdamW8bit';
-  return { ...about, optimizer, checkpointing: true, against: [], entry: { name, compute: bf16 ? 'bf16' : 'f32', threads, start } };
+  return { ...about, optimizer, checkpointing: 'full', against: [], entry: { name, compute: bf16 ? 'bf16' : 'f32', threads, start } };
 }
 
 const kWindow = 64 * 2 ** 20;
+const kBudget = 1.05 * 2 ** 30;
 
 /** 4×256 tokens a step. */
 export async function timeMemory({ machine, weights, peers, blocks, steps }: TrainingOptions): Promise<MemoryResult[]> {
   const { folder, gguf } = weights;
+  const q4km = peers ? q4KMFile(gguf) : undefined;
+  const full = { method: 'all weights', weights: 'bf16', optimizer: 'paged_adamw_8bit', against: peers ? ['Q', 'R'] : [] };
+  const fullFlags = ['--method', 'full', '--optimizer-memory', String(kWindow)];
   const lora = { method: 'LoRA', weights: 'bf16', flags: [] as string[] };
   const rows = [
-    ours(machine, folder, { ...lora, letter: 'A', optimizer: 'adamw_torch', checkpointing: false }),
-    ours(machine, folder, { ...lora, letter: 'B', optimizer: 'paged_adamw_8bit', checkpointing: false, against: ['A'] }),
-    ours(machine, folder, { ...lora, letter: 'C', optimizer: 'paged_adamw_8bit', checkpointing: true, against: ['B'] }),
-    ours(machine, gguf, { ...lora, letter: 'D', weights: 'GGUF Q4_1', optimizer: 'paged_adamw_8bit', checkpointing: true, against: ['C'] }),
+    ours(machine, folder, { ...lora, letter: 'A', optimizer: 'adamw_torch', checkpointing: 'no' }),
+    ours(machine, folder, { ...lora, letter: 'B', optimizer: 'paged_adamw_8bit', checkpointing: 'no', against: ['A'] }),
+    ours(machine, folder, { ...lora, letter: 'C', optimizer: 'paged_adamw_8bit', checkpointing: 'full', against: ['B'] }),
+    ours(machine, gguf, {
+      ...lora,
+      letter: 'D',
+      weights: 'GGUF Q4_1',
+      optimizer: 'paged_adamw_8bit',
+      checkpointing: 'full',
+      against: ['C'],
+    }),
     ours(machine, folder, {
       letter: 'E',
       method: 'QLoRA',
       weights: 'NF4, double quantisation',
       flags: ['--method', 'qlora'],
       optimizer: 'paged_adamw_8bit',
-      checkpointing: true,
+      checkpointing: 'full',
       against: ['C', ...(peers ? ['P'] : [])],
     }),
+    ours(machine, folder, { ...full, letter: 'F', checkpointing: 'full', flags: fullFlags }),
     ours(machine, folder, {
-      letter: 'F',
-      method: 'all weights',
-      weights: 'bf16',
-      flags: ['--method', 'full', '--optimizer-memory', String(kWindow)],
-      optimizer: 'paged_adamw_8bit',
-      checkpointing: true,
-      against: peers ? ['Q', 'R'] : [],
+      ...full,
+      letter: 'G',
+      checkpointing: 'budget of 1.05 GiB',
+      flags: [...fullFlags, '--budget', String(kBudget)],
     }),
+    ...(q4km
+      ? [
+          ours(machine, q4km, {
+            ...lora,
+            letter: 'H',
+            weights: 'GGUF Q4_K_M',
+            optimizer: 'paged_adamw_8bit',
+            checkpointing: 'no',
+            against: ['B'],
+          }),
+        ]
+      : []),
   ];
   if (peers) {
-    const full = { method: 'all weights', weights: 'bf16' };
+    const theirs = { method: 'all weights', weights: 'bf16' };
     rows.push(
       peer(
         machine,
@@ -93,8 +110,8 @@ export async function timeMemory({ machine, weights, peers, blocks, steps }: Tra
         { method: 'qlora', optim: 'adamw_8bit' },
         { letter: 'P', method: 'QLoRA', weights: 'NF4, double quantisation' },
       ),
-      peer(machine, gguf, 'Transformers', { method: 'full', optim: 'adamw' }, { letter: 'Q', ...full }),
-      peer(machine, gguf, 'Transformers', { method: 'full', optim: 'adamw_8bit' }, { letter: 'R', ...full }),
+      peer(machine, gguf, 'Transformers', { method: 'full', optim: 'adamw' }, { letter: 'Q', ...theirs }),
+      peer(machine, gguf, 'Transformers', { method: 'full', optim: 'adamw_8bit' }, { letter: 'R', ...theirs }),
     );
   }
   const results = await timeInterleaved(

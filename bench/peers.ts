@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, renameSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { userCacheFolder } from '../lib/hub/user_cache.ts';
@@ -21,6 +21,17 @@ export function peersPython(): string {
     run(python, ['-m', 'pip', 'install', '--quiet', '-r', join(kFolder, 'requirements.txt')]);
   }
   return python;
+}
+
+/** The model in the types of llama.cpp's Q4_K_M, made once. */
+export function q4KMFile(gguf: string): string {
+  const file = join(userCacheFolder(), 'peers', 'SmolLM2-135M-Instruct.Q4_K_M.gguf');
+  if (existsSync(file)) return file;
+  const unfinished = `${file}.${process.pid}.part`;
+  const { status } = spawnSync(peersPython(), [join(kFolder, 'q4_k_m.py'), gguf, unfinished], { stdio: ['ignore', 'inherit', 'inherit'] });
+  if (status !== 0) throw new Error(`q4_k_m.py ended with ${status}`);
+  renameSync(unfinished, file);
+  return file;
 }
 
 export interface PeerOptions {

@@ -99,7 +99,7 @@ export function memoryTable(results: MemoryResult[]): string {
     result.method,
     result.weights,
     result.optimizer,
-    result.checkpointing ? 'yes' : 'no',
+    result.checkpointing,
     String(Math.round(result.tokensPerSecond)),
     String(Math.round(result.medianTokensPerSecond)),
     result.updateMilliseconds.toFixed(1),

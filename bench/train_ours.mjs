@@ -3,7 +3,7 @@
 // peers/huggingface_train.py: {"ready": true}, then one JSON line for each `run K`.
 // Runs the compiled package, as its users do, so that memory and start-up are theirs.
 //   node bench/train_ours.mjs dist/index.js MODEL [--method lora|qlora|full] [--optim NAME] [--optimizer-memory BYTES]
-//     [--batch 4] [--length 256] [--checkpointing] [--bf16] [--warmup-length 256]
+//     [--batch 4] [--length 256] [--checkpointing | --budget BYTES] [--bf16] [--warmup-length 256]
 // `profile K` is answered by {"seconds": of all K steps, "ops": of each kind of op}.
 import { tmpdir } from 'node:os';
 import { pathToFileURL } from 'node:url';
@@ -21,6 +21,7 @@ const { values, positionals } = parseArgs({
     warmup: { type: 'string', default: '2' },
     'warmup-length': { type: 'string' },
     checkpointing: { type: 'boolean', default: false },
+    budget: { type: 'string' },
     bf16: { type: 'boolean', default: false },
   },
 });
@@ -32,6 +33,8 @@ const index = pathToFileURL(positionals[0]);
 const { CausalLM, getPeftModel } = await import(index.href);
 const { native } = await import(new URL('./native.js', index).href);
 const { OPTIMIZERS } = await import(new URL('./options/optimizers.js', index).href);
+const { retentionOf } = await import(new URL('./train/checkpointing.js', index).href);
+const { processMemory } = await import(new URL('./memory/process_memory.js', index).href);
 const quantizationConfig = { loadIn4bit: true, bnb4bitQuantType: 'nf4', bnb4bitUseDoubleQuant: true };
 const base = await CausalLM.fromPretrained(positionals[1], values.method === 'qlora' ? { quantizationConfig } : {});
 const model = await trained(base);
@@ -46,13 +49,23 @@ async function trained(base) {
 if (values.bf16) model.core.native.setCompute('bf16');
 const { kind, bits, paged } = OPTIMIZERS[values.optim];
 const window = values['optimizer-memory'] ? Number(values['optimizer-memory']) : 512 * 2 ** 20;
-const session = native().createSession(model.core.native, {
-  maxTokens: tokens,
-  keep: { mode: values.checkpointing ? 'inputs' : 'all', every: 1 },
-  noDecay: [],
-  seed: 0,
-  optimizer: { kind, bits, ...(paged && { window, folder: tmpdir() }) },
-});
+const optimizer = { kind, bits, ...(paged && { window, folder: tmpdir() }) };
+const keep = retention();
+const session = native().createSession(model.core.native, { maxTokens: tokens, keep, noDecay: [], seed: 0, optimizer });
+
+/** As the trainer chooses it. */
+function retention() {
+  const { config } = model.core.native;
+  const other = processMemory({ vocabSize: config.vocabSize, hasTokenizer: true, dataTokens: tokens });
+  const sum = (plan) => Object.values(plan).reduce((total, bytes) => total + bytes, other);
+  return retentionOf({
+    wanted: values.budget ? { budget: Number(values.budget) } : values.checkpointing,
+    config,
+    length,
+    folder: tmpdir(),
+    bytesOf: (keep) => sum(native().planSession(model.core.native, { maxTokens: tokens, keep, optimizer })),
+  });
+}
 
 const vocabulary = model.core.native.config.vocabSize;
 let state = 12345;
