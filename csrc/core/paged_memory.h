@@ -30,7 +30,10 @@ class PagedMemory {
   // Of the file, how much may be in use at a time; fetching ahead needs as much again.
   size_t stretch() const { return stretch_; }
 
+  // Has [begin, end) read from the disk meanwhile.
   void prefetch(size_t begin, size_t end) const;
+  // Maps the pages of [begin, end), which are about to be written, at once: cheaper than at their first touch.
+  void populate(size_t begin, size_t end) const;
   // Gives back the pages of [begin, end) beyond the part that stays, all but the last where it goes on beyond `end`.
   void release(size_t begin, size_t end) const;
 

@@ -137,6 +137,7 @@ Status SegmentedOptimizer::update(Context& context, const UpdateOptions& options
   const size_t stretches = stretch_begin_.size() - 1;
   for (size_t stretch = 0; stretch < stretches; ++stretch) {
     if (stretch + 1 < stretches) memory_.prefetch(offset_of(stretch + 1), offset_of(stretch + 2));
+    memory_.populate(offset_of(stretch), offset_of(stretch + 1));
     const size_t first = stretch_begin_[stretch];
     context.pool.parallel(stretch_begin_[stretch + 1] - first, [&](size_t index, size_t) {
       const size_t batch = first + index;
