@@ -50,7 +50,7 @@ function peer(
 }
 
 const kWindow = 64 * 2 ** 20;
-const kBudget = 1.05 * 2 ** 30;
+const kBudget = 1.1 * 2 ** 30;
 
 /** 4×256 tokens a step. */
 export async function timeMemory({ machine, weights, peers, blocks, steps }: TrainingOptions): Promise<MemoryResult[]> {
@@ -84,7 +84,7 @@ export async function timeMemory({ machine, weights, peers, blocks, steps }: Tra
     ours(machine, folder, {
       ...full,
       letter: 'G',
-      checkpointing: 'budget of 1.05 GiB',
+      checkpointing: 'budget of 1.1 GiB',
       flags: [...fullFlags, '--budget', String(kBudget)],
     }),
     ...(q4km
