@@ -165,7 +165,6 @@ inline double keep(const Lora& lora, uint64_t seed, uint64_t e) {
              : 0;
 }
 
-using Doubles = std::vector<double>;
 inline Doubles doubles(const std::vector<float>& values) {
   return Doubles(values.begin(), values.end());
 }

@@ -16,7 +16,6 @@ using namespace lowrank::test;
 
 namespace {
 
-using Floats = std::vector<float>;
 using Halves = std::vector<uint16_t>;
 
 // Values that bf16 holds.

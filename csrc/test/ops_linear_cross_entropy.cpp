@@ -13,9 +13,6 @@
 namespace lowrank::test {
 namespace {
 
-using Doubles = std::vector<double>;
-using Floats = std::vector<float>;
-
 struct Shape {
   size_t n, channels, vocab;
 };

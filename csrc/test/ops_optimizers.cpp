@@ -14,9 +14,6 @@
 namespace lowrank::test {
 namespace {
 
-using Doubles = std::vector<double>;
-using Floats = std::vector<float>;
-
 constexpr size_t kSizes[] = {0, 1, 3, 255, 256, 257, 1009, 70001};
 
 Doubles to_doubles(const Floats& values) { return Doubles(values.begin(), values.end()); }

@@ -12,7 +12,6 @@
 namespace lowrank::test {
 namespace {
 
-using Floats = std::vector<float>;
 using Halves = std::vector<uint16_t>;
 
 uint32_t bits_of(float x) {

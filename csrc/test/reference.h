@@ -18,6 +18,9 @@
 
 namespace lowrank::test {
 
+using Doubles = std::vector<double>;
+using Floats = std::vector<float>;
+
 // splitmix64: small, seedable, the same everywhere.
 class Random {
  public:

@@ -158,11 +158,13 @@ LR_INLINE void transpose_strips(const uint8_t* const rows[kW], size_t valid, siz
   }
 }
 
-// kWidth rows of b at a time become a vector of columns of a panel: f(rows, how many of them are
-// there, where the vector goes).
-template <size_t kPanel, class F>
-LR_INLINE void for_each_panel_column(const Matrix& b, size_t n_begin, size_t n, float* panels,
-                                     size_t block_depth, size_t at, const F& f) {
+// B[kk][nn] = b[nn][kk], kWidth rows of b at a time, which become a vector of columns of a panel:
+// transpose<type>(rows of a scalar type, how many of them are there, first column, columns, where the
+// vector goes).
+template <DType kType, size_t kPanel, size_t kStep, class Transpose>
+LR_INLINE void for_each_panel_column(const Matrix& b, size_t k_begin, size_t k, size_t n_begin,
+                                     size_t n, float* panels, size_t block_depth, size_t at,
+                                     const Transpose& transpose) {
   for (size_t j = 0; j < n; j += kW) {
     const size_t panel = j / kPanel, left = n - panel * kPanel;
     const size_t step = left >= kPanel ? kPanel : (left + kW - 1) / kW * kW;
@@ -172,28 +174,26 @@ LR_INLINE void for_each_panel_column(const Matrix& b, size_t n_begin, size_t n, 
       rows[i] =
           static_cast<const uint8_t*>(b.data) + (n_begin + j + (i < valid ? i : 0)) * b.stride;
     }
-    f(rows, valid,
-      PanelColumn{panels + panel * kPanel * block_depth + at * step + j % kPanel, step});
+    const PanelColumn to{panels + panel * kPanel * block_depth + at * step + j % kPanel, step};
+    if constexpr (kIsScalar<kType>) {
+      transpose.template operator()<kType>(rows, valid, k_begin, k, to);
+    } else {
+      transpose_strips<kType, kStep>(
+          rows, valid, k_begin, k, to,
+          [&](const uint8_t* const* strip, size_t columns, PanelColumn part) {
+            transpose.template operator()<DType::kF32>(strip, valid, 0, columns, part);
+          });
+    }
   }
 }
 
-// B[kk][nn] = b[nn][kk]
 template <DType kType, size_t kNr>
 void pack_transposed(const Matrix& b, size_t k_begin, size_t k, size_t n_begin, size_t n,
                      float* panels, size_t block_k, size_t at) {
-  for_each_panel_column<kNr>(
-      b, n_begin, n, panels, block_k, at,
-      [&](const uint8_t* const* rows, size_t valid, PanelColumn to) {
-        if constexpr (kIsScalar<kType>) {
-          transpose_scalar<kType>(rows, valid, k_begin, k, to);
-        } else {
-          transpose_strips<kType, 1>(
-              rows, valid, k_begin, k, to,
-              [&](const uint8_t* const* strip, size_t columns, PanelColumn part) {
-                transpose_scalar<DType::kF32>(strip, valid, 0, columns, part);
-              });
-        }
-      });
+  for_each_panel_column<kType, kNr, 1>(
+      b, k_begin, k, n_begin, n, panels, block_k, at,
+      []<DType kRow>(const uint8_t* const* rows, size_t valid, size_t c, size_t columns,
+                     PanelColumn to) { transpose_scalar<kRow>(rows, valid, c, columns, to); });
 }
 
 // `rows` rows of B go to rows `at`… of each panel: n columns from source column c of a scalar type.

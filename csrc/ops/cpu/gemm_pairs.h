@@ -80,23 +80,13 @@ LR_INLINE void transpose_pairs(const uint8_t* const rows[kW], size_t valid, size
   }
 }
 
-// B[kk][nn] = b[nn][kk]
 template <DType kType, size_t kPanel>
 void pack_pairs_transposed(const Matrix& b, size_t k_begin, size_t k, size_t n_begin, size_t n,
                            float* panels, size_t block_depth, size_t at) {
-  for_each_panel_column<kPanel>(
-      b, n_begin, n, panels, block_depth, at,
-      [&](const uint8_t* const* rows, size_t valid, PanelColumn to) {
-        if constexpr (kIsScalar<kType>) {
-          transpose_pairs<kType>(rows, valid, k_begin, k, to);
-        } else {
-          transpose_strips<kType, 2>(
-              rows, valid, k_begin, k, to,
-              [&](const uint8_t* const* strip, size_t columns, PanelColumn part) {
-                transpose_pairs<DType::kF32>(strip, valid, 0, columns, part);
-              });
-        }
-      });
+  for_each_panel_column<kType, kPanel, 2>(
+      b, k_begin, k, n_begin, n, panels, block_depth, at,
+      []<DType kRow>(const uint8_t* const* rows, size_t valid, size_t c, size_t columns,
+                     PanelColumn to) { transpose_pairs<kRow>(rows, valid, c, columns, to); });
 }
 
 // Like spread_rows: panels outermost, pairs of rows of a scalar type within them.
