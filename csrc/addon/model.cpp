@@ -411,6 +411,19 @@ ModelPlan inference_plan(const Model& model) {
   return make_plan(model, false, [](const Parameter&) -> void* { return nullptr; });
 }
 
+// then(decoder, plan, workspace) after a forward that keeps nothing. Under the addon's mutex.
+template <class Then>
+Status run_forward(const Model& model, const OwnedBatch& batch, const Then& then) {
+  LR_RETURN_IF_ERROR(model.ready());
+  LR_RETURN_IF_ERROR(check_batch(model.config(), batch.view()));
+  Context context{addon_context().pool, addon_context().kernels, model.compute()};
+  const Decoder decoder(context, model.config());
+  const ModelPlan plan = inference_plan(model);
+  Workspace workspace;
+  LR_RETURN_IF_ERROR(decoder.forward(plan, batch.view(), keep_nothing(), 0, &workspace));
+  return then(decoder, plan, &workspace);
+}
+
 Napi::Value ModelObject::logits(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   if (reading(env) == nullptr) return env.Undefined();
@@ -422,18 +435,12 @@ Napi::Value ModelObject::logits(const Napi::CallbackInfo& info) {
   return run_async(
       env,
       [batch, running, state = state_, out = logits.Data()]() -> Status {
-        const Model& model = *state->model;
-        LR_RETURN_IF_ERROR(model.ready());
-        LR_RETURN_IF_ERROR(check_batch(model.config(), batch->view()));
         const std::lock_guard lock(addon_mutex());
-        Context context{addon_context().pool, addon_context().kernels, model.compute()};
-        const Decoder decoder(context, model.config());
-        const ModelPlan plan = inference_plan(model);
-        Workspace workspace;
-        LR_RETURN_IF_ERROR(decoder.forward(plan, batch->view(), keep_nothing(), 0, &workspace));
-        std::vector<size_t> rows(batch->ids.size());
-        for (size_t t = 0; t < rows.size(); ++t) rows[t] = t;
-        return decoder.logits(plan, rows, &workspace, out);
+        return run_forward(*state->model, *batch, [&](const Decoder& decoder, const ModelPlan& plan, Workspace* workspace) {
+          std::vector<size_t> rows(batch->ids.size());
+          for (size_t t = 0; t < rows.size(); ++t) rows[t] = t;
+          return decoder.logits(plan, rows, workspace, out);
+        });
       },
       logits);
 }
@@ -441,28 +448,13 @@ Napi::Value ModelObject::logits(const Napi::CallbackInfo& info) {
 Napi::Value ModelObject::evaluate(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   if (reading(env) == nullptr) return env.Undefined();
-  struct Job {
-    OwnedBatch batch;
-    Loss loss;
-  };
-  auto job = std::make_shared<Job>();
+  auto job = std::make_shared<LossJob>();
   if (!get_batch(info[0], true, &job->batch)) return env.Undefined();
-  auto running = std::make_shared<Running>(state_);
-  return run_async(
-      env,
-      [job, running, state = state_]() -> Status {
-        const Model& model = *state->model;
-        LR_RETURN_IF_ERROR(model.ready());
-        LR_RETURN_IF_ERROR(check_batch(model.config(), job->batch.view()));
-        const std::lock_guard lock(addon_mutex());
-        Context context{addon_context().pool, addon_context().kernels, model.compute()};
-        const Decoder decoder(context, model.config());
-        const ModelPlan plan = inference_plan(model);
-        Workspace workspace;
-        LR_RETURN_IF_ERROR(decoder.forward(plan, job->batch.view(), keep_nothing(), 0, &workspace));
-        return decoder.loss(plan, job->batch.view(), job->batch.targets, 1.0f, 0, &workspace, &job->loss);
-      },
-      [job](Napi::Env result_env) { return loss_object(result_env, job->loss); }, Value());
+  return loss_async(env, state_, job, [state = state_](LossJob& of) {
+    return run_forward(*state->model, of.batch, [&](const Decoder& decoder, const ModelPlan& plan, Workspace* workspace) {
+      return decoder.loss(plan, of.batch.view(), of.batch.targets, 1.0f, 0, workspace, &of.loss);
+    });
+  }, Value());
 }
 
 Napi::Value ModelObject::create_cache(const Napi::CallbackInfo& info) {

@@ -1,7 +1,20 @@
 // What the bindings of models, generation and sessions share: values from JavaScript, and results for it.
 #include "addon/model_object.h"
 
+#include "addon/module.h"
+
 namespace lowrank::addon {
+namespace {
+
+Napi::Value loss_object(Napi::Env env, const Loss& loss) {
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("nllSum", loss.nll_sum);
+  result.Set("tokens", static_cast<double>(loss.tokens));
+  result.Set("correct", static_cast<double>(loss.correct));
+  return result;
+}
+
+}  // namespace
 
 bool get_float_type(const Napi::Value& value, DType* out) {
   std::string name = "F32";
@@ -37,12 +50,15 @@ bool get_batch(const Napi::Value& value, bool with_targets, OwnedBatch* out) {
          (!with_targets || read("targets", &out->targets));
 }
 
-Napi::Value loss_object(Napi::Env env, const Loss& loss) {
-  Napi::Object result = Napi::Object::New(env);
-  result.Set("nllSum", loss.nll_sum);
-  result.Set("tokens", static_cast<double>(loss.tokens));
-  result.Set("correct", static_cast<double>(loss.correct));
-  return result;
+Napi::Value loss_async(Napi::Env env, const std::shared_ptr<ModelState>& state, std::shared_ptr<LossJob> job,
+                       std::function<Status(LossJob&)> work, Napi::Object keep) {
+  return run_async(
+      env,
+      [job, running = std::make_shared<Running>(state), work = std::move(work)] {
+        const std::lock_guard lock(addon_mutex());
+        return work(*job);
+      },
+      [job](Napi::Env result_env) { return loss_object(result_env, job->loss); }, keep);
 }
 
 Napi::Value bytes_object(Napi::Env env, const std::map<std::string, size_t>& components) {

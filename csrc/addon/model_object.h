@@ -62,7 +62,13 @@ struct OwnedBatch {
 };
 bool get_batch(const Napi::Value& value, bool with_targets, OwnedBatch* out);
 
-Napi::Value loss_object(Napi::Env env, const Loss& loss);
+// The loss of a batch, computed by `work` on another thread, under the addon's mutex, while the model is in use. `keep` lives until then.
+struct LossJob {
+  OwnedBatch batch;
+  Loss loss;
+};
+Napi::Value loss_async(Napi::Env env, const std::shared_ptr<ModelState>& state, std::shared_ptr<LossJob> job,
+                       std::function<Status(LossJob&)> work, Napi::Object keep);
 Napi::Value bytes_object(Napi::Env env, const std::map<std::string, size_t>& components);
 bool get_strings(const Napi::Value& value, const char* what, std::vector<std::string>* out);
 // F32, BF16 or F16; F32 where it is left out.

@@ -105,11 +105,7 @@ class SessionObject final : public Napi::ObjectWrap<SessionObject> {
 
 Napi::Value SessionObject::accumulate(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  struct Job {
-    OwnedBatch batch;
-    Loss loss;
-  };
-  auto job = std::make_shared<Job>();
+  auto job = std::make_shared<LossJob>();
   if (!alive(env) || !get_batch(info[0], true, &job->batch)) return env.Undefined();
   if (!info[1].IsObject()) return throw_status(env, error(Code::kInvalidOption, "options is not an object")), env.Undefined();
   const Napi::Object options = info[1].As<Napi::Object>();
@@ -119,31 +115,18 @@ Napi::Value SessionObject::accumulate(const Napi::CallbackInfo& info) {
       !get_size(options.Get("step"), "step", &step) || !get_size(options.Get("micro"), "micro", &micro)) {
     return env.Undefined();
   }
-  auto running = std::make_shared<Running>(state_);
-  return run_async(
-      env,
-      [job, running, session = session_, grad_scale, seed, step, micro] {
-        const std::lock_guard lock(addon_mutex());
-        return session->accumulate(job->batch.view(), job->batch.targets, static_cast<float>(grad_scale), seed, step, micro, &job->loss);
-      },
-      [job](Napi::Env result_env) { return loss_object(result_env, job->loss); }, Value());
+  return loss_async(env, state_, job, [session = session_, grad_scale, seed, step, micro](LossJob& of) {
+    return session->accumulate(of.batch.view(), of.batch.targets, static_cast<float>(grad_scale), seed, step, micro, &of.loss);
+  }, Value());
 }
 
 Napi::Value SessionObject::evaluate(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  struct Job {
-    OwnedBatch batch;
-    Loss loss;
-  };
-  auto job = std::make_shared<Job>();
+  auto job = std::make_shared<LossJob>();
   if (!alive(env) || !get_batch(info[0], true, &job->batch)) return env.Undefined();
-  return run_async(
-      env,
-      [job, running = std::make_shared<Running>(state_), session = session_] {
-        const std::lock_guard lock(addon_mutex());
-        return session->evaluate(job->batch.view(), job->batch.targets, &job->loss);
-      },
-      [job](Napi::Env result_env) { return loss_object(result_env, job->loss); }, Value());
+  return loss_async(env, state_, job,
+                    [session = session_](LossJob& of) { return session->evaluate(of.batch.view(), of.batch.targets, &of.loss); },
+                    Value());
 }
 
 Napi::Value SessionObject::update(const Napi::CallbackInfo& info) {

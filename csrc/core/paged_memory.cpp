@@ -89,19 +89,17 @@ Status PagedMemory::map_file(const std::string& folder, const char* what) {
   return {};
 }
 
-void PagedMemory::prefetch(size_t begin, size_t end) const {
+void PagedMemory::advise(size_t begin, size_t end, int advice) const {
   if (!paged() || begin >= end) return;
   const size_t page = page_size(), first = begin / page * page;
-  madvise(data_ + first, std::min(round_up(end, page), bytes_) - first, MADV_WILLNEED);
+  madvise(data_ + first, std::min(round_up(end, page), bytes_) - first, advice);
 }
 
-void PagedMemory::populate(size_t begin, size_t end) const {
+void PagedMemory::prefetch(size_t begin, size_t end) const { advise(begin, end, MADV_WILLNEED); }
+
+void PagedMemory::populate([[maybe_unused]] size_t begin, [[maybe_unused]] size_t end) const {
 #if defined(MADV_POPULATE_WRITE)
-  if (!paged() || begin >= end) return;
-  const size_t page = page_size(), first = begin / page * page;
-  madvise(data_ + first, std::min(round_up(end, page), bytes_) - first, MADV_POPULATE_WRITE);  // else they fault one by one
-#else
-  static_cast<void>(begin), static_cast<void>(end);
+  advise(begin, end, MADV_POPULATE_WRITE);  // where the system has none, pages fault one by one
 #endif
 }
 

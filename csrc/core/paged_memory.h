@@ -39,6 +39,7 @@ class PagedMemory {
 
  private:
   Status map_file(const std::string& folder, const char* what);
+  void advise(size_t begin, size_t end, int advice) const;
 
   Buffer memory_;
   int file_ = -1;
