@@ -55,15 +55,14 @@ const session = native().createSession(model.core.native, { maxTokens: tokens, k
 
 /** As the trainer chooses it. */
 function retention() {
-  const { config } = model.core.native;
-  const other = processMemory({ vocabSize: config.vocabSize, hasTokenizer: true, dataTokens: tokens });
-  const sum = (plan) => Object.values(plan).reduce((total, bytes) => total + bytes, other);
   return retentionOf({
     wanted: values.budget ? { budget: Number(values.budget) } : values.checkpointing,
-    config,
+    model: model.core.native,
+    optimizer,
+    maxTokens: tokens,
     length,
     folder: tmpdir(),
-    bytesOf: (keep) => sum(native().planSession(model.core.native, { maxTokens: tokens, keep, optimizer })),
+    processBytes: processMemory({ vocabSize: model.core.native.config.vocabSize, hasTokenizer: true, dataTokens: tokens }),
   });
 }
 

@@ -1,6 +1,4 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { LoraTrainer } from '../lib/index.ts';
 import {
@@ -13,25 +11,13 @@ import {
   type Values,
   valuesOf,
 } from './support/parity.ts';
-import { pythonWithPeft, runPeft } from './support/real_peft.ts';
+import { describeWithPeft, runPeft } from './support/real_peft.ts';
 
 const kLogits = 1e-4;
 /** Float types of files, tied heads and not, shards, biases, windows. */
 const kModels = ['llama_tied', 'llama_bias', 'llama_multi_query', 'mistral_window', 'qwen2_window', 'qwen2_full'];
 
-const python = pythonWithPeft();
-
-describe(`models fine-tuned whole here, loaded by real Transformers (${python ? `runs: ${python}` : 'not run: no Python with peft; set LOWRANK_PYTHON'})`, function () {
-  this.timeout(300_000);
-  let folder: string;
-  before(function () {
-    if (!python) this.skip();
-    folder = mkdtempSync(join(tmpdir(), 'lowrank-roundtrip-'));
-  });
-  after(() => {
-    if (folder) rmSync(folder, { recursive: true, force: true });
-  });
-
+describeWithPeft('models fine-tuned whole here, loaded by real Transformers', (python, folder) => {
   it('give the logits that they have here, with no tensor missing or unexpected', async () => {
     const written: { name: string; model: string; batch: ParityBatch; logits: Values }[] = [];
     for (const name of kModels) {
@@ -41,10 +27,10 @@ describe(`models fine-tuned whole here, loaded by real Transformers (${python ? 
         model: source,
         trainDataset: trainingRows(batch),
         peftConfig: null,
-        args: { outputDir: join(folder, name), maxSteps: 3, learningRate: 2e-3, bf16: false, saveStrategy: 'no', logLevel: 'error' },
+        args: { outputDir: join(folder(), name), maxSteps: 3, learningRate: 2e-3, bf16: false, saveStrategy: 'no', logLevel: 'error' },
       });
       const { modelPath } = await trainer.train();
-      assert.equal(modelPath, join(folder, name));
+      assert.equal(modelPath, join(folder(), name));
       written.push({ name, model: modelPath, batch, logits: maskedRows(await trainer.model.forward(batch), batch.attentionMask) });
       await trainer.model.dispose();
     }
@@ -52,9 +38,9 @@ describe(`models fine-tuned whole here, loaded by real Transformers (${python ? 
       model,
       inputIds: batch.inputIds,
       attentionMask: batch.attentionMask,
-      output: join(folder, `${name}.safetensors`),
+      output: join(folder(), `${name}.safetensors`),
     }));
-    const answers = runPeft(python as string, requests);
+    const answers = runPeft(python, requests);
     written.forEach(({ name, batch, logits }, i) => {
       assert.deepEqual(answers[i], { missing: [], unexpected: [] }, name);
       const theirs = readArrays(requests[i]?.output as string);

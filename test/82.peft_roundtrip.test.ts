@@ -17,7 +17,7 @@ import {
   type Values,
   valuesOf,
 } from './support/parity.ts';
-import { type PeftRequest, pythonWithPeft, runPeft } from './support/real_peft.ts';
+import { describeWithPeft, type PeftRequest, runPeft } from './support/real_peft.ts';
 
 const kLogits = 1e-4;
 
@@ -96,19 +96,7 @@ describe('adapters written here have the form of those that PEFT writes', () => 
   }
 });
 
-const python = pythonWithPeft();
-
-describe(`adapters written here, loaded by real PEFT (${python ? `runs: ${python}` : 'not run: no Python with peft; set LOWRANK_PYTHON'})`, function () {
-  this.timeout(300_000);
-  let folder: string;
-  before(function () {
-    if (!python) this.skip();
-    folder = mkdtempSync(join(tmpdir(), 'lowrank-roundtrip-'));
-  });
-  after(() => {
-    if (folder) rmSync(folder, { recursive: true, force: true });
-  });
-
+describeWithPeft('adapters written here, loaded by real PEFT', (python, folder) => {
   /** Runs PEFT on what was written and compares its logits with those computed here. */
   function compare(written: { name: string; model: string; adapter: string; batch: ParityBatch; logits: Values }[]): void {
     const requests = written.map(
@@ -117,10 +105,10 @@ describe(`adapters written here, loaded by real PEFT (${python ? `runs: ${python
         adapter,
         inputIds: batch.inputIds,
         attentionMask: batch.attentionMask,
-        output: join(folder, `logits-${i}.safetensors`),
+        output: join(folder(), `logits-${i}.safetensors`),
       }),
     );
-    const answers = runPeft(python as string, requests);
+    const answers = runPeft(python, requests);
     written.forEach(({ name, batch, logits }, i) => {
       assert.deepEqual(answers[i], { missing: [], unexpected: [] }, name);
       const theirs = readArrays(requests[i]?.output as string);
@@ -132,7 +120,7 @@ describe(`adapters written here, loaded by real PEFT (${python ? `runs: ${python
     const written = [];
     for (const [modelName, adapterName] of parityAdapterNames()) {
       const fixture = parityAdapter(modelName, adapterName);
-      const adapter = join(folder, `${modelName}-${adapterName}`);
+      const adapter = join(folder(), `${modelName}-${adapterName}`);
       const logits = await rewrite(fixture, adapter);
       written.push({
         name: `${adapterName} on ${modelName}`,
@@ -149,7 +137,7 @@ describe(`adapters written here, loaded by real PEFT (${python ? `runs: ${python
     const written = [];
     for (const [modelName, config] of kNewAdapters) {
       const { batches, folder: model } = parityModel(modelName);
-      const adapter = join(folder, `new-${modelName}`);
+      const adapter = join(folder(), `new-${modelName}`);
       const logits = await trainAndSave(modelName, config, adapter);
       written.push({ name: `${JSON.stringify(config)} on ${modelName}`, model, adapter, batch: batchOf(batches), logits });
     }

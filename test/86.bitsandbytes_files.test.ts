@@ -5,7 +5,7 @@ import { dirname, join } from 'node:path';
 import { CausalLM, type QuantizationConfig } from '../lib/index.ts';
 import { pythonFloat } from '../lib/model/bitsandbytes_files.ts';
 import { type NativeTensorInfo, native } from '../lib/native.ts';
-import { pythonWith } from './support/real_peft.ts';
+import { describeWithPython } from './support/real_peft.ts';
 import { deleteTemporaryFolders, temporaryFolder, tinyConfig } from './support/tiny_models.ts';
 
 const fixtures = 'test/fixtures/qlora';
@@ -127,13 +127,7 @@ function withoutNorms(tensors: Map<string, Stored>): Map<string, Stored> {
   return new Map([...tensors].filter(([name]) => !name.endsWith('norm.weight')));
 }
 
-const python = pythonWith('bitsandbytes', 'torch', 'transformers');
-
-describe(`models saved here, loaded by bitsandbytes (${python ? `runs: ${python}` : 'not run: no Python with bitsandbytes; set LOWRANK_PYTHON'})`, function () {
-  this.timeout(300_000);
-  before(function () {
-    if (!python) this.skip();
-  });
+describeWithPython('models saved here, loaded by bitsandbytes', ['bitsandbytes', 'torch', 'transformers'], (python) => {
   after(deleteTemporaryFolders);
 
   it('are what was written, and saved again have the same bytes', async () => {
@@ -142,7 +136,7 @@ describe(`models saved here, loaded by bitsandbytes (${python ? `runs: ${python}
         return { model: await saved(join(fixtures, 'base'), { quantizationConfig }), output: join(temporaryFolder(), 'model.safetensors') };
       }),
     );
-    const answers = runBitsandbytes(python as string, requests);
+    const answers = runBitsandbytes(python, requests);
     assert.deepEqual(answers, [
       { linear4bit: 14, linear8bit: 0, linear: 1 },
       { linear4bit: 14, linear8bit: 0, linear: 1 },

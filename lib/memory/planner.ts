@@ -92,13 +92,14 @@ function nativeComponents(request: PlanRequest, args: ResolvedTrainingArguments,
 
 function keepOf(request: PlanRequest, args: ResolvedTrainingArguments, model: NativeModel) {
   const maxTokens = request.tokensOf(args.perDeviceTrainBatchSize, args.maxSeqLength);
-  const optimizer = optimizerOf(args);
   return retentionOf({
     wanted: args.gradientCheckpointing ?? request.described.gradientCheckpointing,
-    config: model.config,
+    model,
+    optimizer: optimizerOf(args),
+    maxTokens,
     length: maxTokens / args.perDeviceTrainBatchSize,
     folder: args.outputDir,
-    bytesOf: (keep) => totalBytes(call(() => native().planSession(model, { maxTokens, keep, optimizer }))) + processBytes(request),
+    processBytes: processBytes(request),
   });
 }
 

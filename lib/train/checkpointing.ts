@@ -1,5 +1,6 @@
 import { LowrankError } from '../errors.ts';
-import type { NativeModelConfig, NativeRetention } from '../native.ts';
+import { totalBytes } from '../memory/plan.ts';
+import { call, type NativeModel, type NativeModelConfig, type NativeOptimizer, type NativeRetention, native } from '../native.ts';
 import type { GradientCheckpointing } from '../options/training_arguments.ts';
 
 const kKeepAll: NativeRetention = { mode: 'all', every: 1 };
@@ -12,13 +13,16 @@ const ATTENTION_COST = 2.5;
 /** What decides what is kept. */
 export interface RetentionRequest {
   wanted: GradientCheckpointing;
-  config: NativeModelConfig;
+  model: NativeModel;
+  optimizer: NativeOptimizer;
+  /** Of a micro-batch. */
+  maxTokens: number;
   /** Tokens of a row. */
   length: number;
   /** Of the file in which inputs are parked. */
   folder: string;
-  /** What the training would take. */
-  bytesOf: (keep: NativeRetention) => number;
+  /** What the process takes beside the model and its training. */
+  processBytes: number;
 }
 
 /**
@@ -28,18 +32,19 @@ export interface RetentionRequest {
  * @throws OUT_OF_MEMORY where no way of keeping fits the budget
  */
 export function retentionOf(request: RetentionRequest): NativeRetention {
-  const { wanted, config, folder, bytesOf } = request;
+  const { wanted, folder } = request;
+  const { layers } = request.model.config;
   if (wanted === false) return kKeepAll;
   if (wanted === true || wanted === 'full') return kInputs;
   if (wanted === 'selective') return kSelective;
   if (wanted === 'offload') return { mode: 'inputs', every: 1, folder };
-  if ('every' in wanted) return { mode: 'inputs', every: Math.min(wanted.every, config.layers) };
+  if ('every' in wanted) return { mode: 'inputs', every: Math.min(wanted.every, layers) };
 
   const { budget } = wanted;
-  if (bytesOf(kKeepAll) <= budget) return kKeepAll;
-  if (bytesOf(kInputs) <= budget) return cheapestMix(request, budget);
-  const segments = Array.from({ length: config.layers }, (_, i): NativeRetention => ({ mode: 'inputs', every: i + 1 }));
-  const smallest = segments.map((keep) => ({ keep, bytes: bytesOf(keep) })).reduce((a, b) => (b.bytes < a.bytes ? b : a));
+  if (bytesOf(request, kKeepAll) <= budget) return kKeepAll;
+  if (bytesOf(request, kInputs) <= budget) return cheapestMix(request, budget);
+  const segments = Array.from({ length: layers }, (_, i): NativeRetention => ({ mode: 'inputs', every: i + 1 }));
+  const smallest = segments.map((keep) => ({ keep, bytes: bytesOf(request, keep) })).reduce((a, b) => (b.bytes < a.bytes ? b : a));
   if (smallest.bytes <= budget) return smallest.keep;
   throw new LowrankError(
     'OUT_OF_MEMORY',
@@ -47,12 +52,18 @@ export function retentionOf(request: RetentionRequest): NativeRetention {
   );
 }
 
+/** What the training would take. */
+function bytesOf({ model, maxTokens, optimizer, processBytes }: RetentionRequest, keep: NativeRetention): number {
+  return totalBytes(call(() => native().planSession(model, { maxTokens, keep, optimizer }))) + processBytes;
+}
+
 /** All in some layers, what attention made in some, inputs in the others. Keeping inputs alone fits. */
-function cheapestMix({ config, length, bytesOf }: RetentionRequest, budget: number): NativeRetention {
+function cheapestMix(request: RetentionRequest, budget: number): NativeRetention {
+  const { config } = request.model;
   const { layers } = config;
   const mix = (all: number, selective: number): NativeRetention => ({ mode: 'mixed', all, selective });
-  const fits = (all: number, selective: number) => bytesOf(mix(all, selective)) <= budget;
-  const cost = recomputation(config, length);
+  const fits = (all: number, selective: number) => bytesOf(request, mix(all, selective)) <= budget;
+  const cost = recomputation(config, request.length);
   let best = { work: Number.POSITIVE_INFINITY, all: 0, selective: 0 };
   for (let all = 0; all < layers && fits(all, 0); ++all) {
     const selective = largest(layers - all, (count) => fits(all, count));

@@ -4,7 +4,7 @@ import { prepareToRender } from '../data/prepare_to_render.ts';
 import { LowrankError } from '../errors.ts';
 import { describeSource } from '../memory/described_model.ts';
 import { thisMachine } from '../memory/device.ts';
-import { type MemoryPlan, totalBytes } from '../memory/plan.ts';
+import type { MemoryPlan } from '../memory/plan.ts';
 import { planMemory } from '../memory/planner.ts';
 import { processMemory } from '../memory/process_memory.ts';
 import { CausalLM } from '../model/causal_lm.ts';
@@ -165,15 +165,15 @@ export class LoraTrainer<Full extends null | undefined = undefined> {
     const { core } = weights.model;
     return await core.run((model) => {
       model.setCompute(this.#computeType(weights));
-      const { config } = model;
-      const process = processMemory({ vocabSize: config.vocabSize, hasTokenizer: core.hasTokenizer, dataTokens });
       const { gradientCheckpointing: wanted = core.gradientCheckpointing, perDeviceTrainBatchSize, outputDir: folder } = this.#options.args;
       return retentionOf({
         wanted,
-        config,
+        model,
+        optimizer,
+        maxTokens,
         length: maxTokens / perDeviceTrainBatchSize,
         folder,
-        bytesOf: (keep) => totalBytes(native().planSession(model, { maxTokens, keep, optimizer })) + process,
+        processBytes: processMemory({ vocabSize: model.config.vocabSize, hasTokenizer: core.hasTokenizer, dataTokens }),
       });
     });
   }

@@ -1,5 +1,6 @@
 import { spawnSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { userCacheFolder } from '../../lib/hub/user_cache.ts';
@@ -7,7 +8,7 @@ import { userCacheFolder } from '../../lib/hub/user_cache.ts';
 const script = fileURLToPath(new URL('../reference/load_with_peft.py', import.meta.url));
 
 /** A Python that has packages: LOWRANK_PYTHON, or the one of the benchmark's virtual environment; undefined where there is none. */
-export function pythonWith(...packages: string[]): string | undefined {
+function pythonWith(...packages: string[]): string | undefined {
   const candidates = [process.env.LOWRANK_PYTHON, join(userCacheFolder(), 'peers-venv', 'bin', 'python')];
   const code = `import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, ${JSON.stringify(packages)})))`;
   return candidates.find((python): python is string => {
@@ -16,8 +17,31 @@ export function pythonWith(...packages: string[]): string | undefined {
   });
 }
 
-export function pythonWithPeft(): string | undefined {
-  return pythonWith('peft', 'torch', 'transformers');
+/** Tests that run a Python with packages, the first of which the title names; skipped where there is none. Some take minutes. */
+export function describeWithPython(title: string, packages: string[], tests: (python: string) => void): void {
+  const python = pythonWith(...packages);
+  const state = python ? `runs: ${python}` : `not run: no Python with ${packages[0]}; set LOWRANK_PYTHON`;
+  describe(`${title} (${state})`, function () {
+    this.timeout(300_000);
+    before(function () {
+      if (!python) this.skip();
+    });
+    tests(python as string);
+  });
+}
+
+/** The same with a folder, made before the tests and removed after them, beside real PEFT. */
+export function describeWithPeft(title: string, tests: (python: string, folder: () => string) => void): void {
+  describeWithPython(title, ['peft', 'torch', 'transformers'], (python) => {
+    let folder: string | undefined;
+    before(() => {
+      folder = mkdtempSync(join(tmpdir(), 'lowrank-roundtrip-'));
+    });
+    after(() => {
+      if (folder) rmSync(folder, { recursive: true, force: true });
+    });
+    tests(python, () => folder as string);
+  });
 }
 
 export interface PeftRequest {
